@@ -1,0 +1,31 @@
+# Everything from nothing: `make train` and `make test` make a virtual environment in .venv first.
+# Another interpreter: `make train PYTHON=python3.12`. Another torch build: install it into .venv beforehand.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/msm_rooms.yaml
+BIN := $(VENV)/bin
+
+.PHONY: install train test lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "pcssl needs Python 3.10 to 3.13; $(PYTHON) is another. Try: make install PYTHON=python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" numpy
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+train: install
+	$(BIN)/python tools/train.py $(CONFIG) --resume
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
