@@ -1,0 +1,120 @@
+"""The `pcssl` command: `pcssl train config.yaml`, `pcssl extract ...`.
+
+A command is a module under pcssl.commands with `configure(parser)` and `run(args) -> int`.
+It is imported only when it is called, so that `pcssl --help` needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import importlib.metadata
+import os
+import select
+import sys
+from collections.abc import Sequence
+
+from pcssl.errors import UserError
+from pcssl.registry import did_you_mean
+
+# name -> module, one line of help
+COMMANDS: dict[str, tuple[str, str]] = {
+    "prepare": ("pcssl.commands.prepare", "convert a dataset to the layout that training reads"),
+    "train": ("pcssl.commands.train", "learn features without labels, from a config file"),
+    "probe": ("pcssl.commands.probe", "measure how good the features of a checkpoint are"),
+    "extract": ("pcssl.commands.extract", "write the features of scenes to files"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 failed, 2 bad input, 130 stopped."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # The options before the command take no value, so the first plain word is the command.
+    cut = next((i for i, word in enumerate(argv) if not word.startswith("-")), len(argv))
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv[:cut])
+        if cut == len(argv):
+            parser.print_help(sys.stderr)
+            return 2
+        name = argv[cut]
+        if name not in COMMANDS:
+            parser.error(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}")
+        return _run(name, argv[cut + 1 :], options.debug)
+    except SystemExit as stop:  # how argparse ends after --help and on bad arguments
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="pcssl",
+        usage="pcssl [--debug] COMMAND ...",
+        description="Self-supervised learning on 3D point clouds.",
+        epilog=f"commands:\n{commands}\n\n`pcssl COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"pcssl {_version()}")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("pcssl")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def _run(name: str, argv: list[str], debug: bool) -> int:
+    module, summary = COMMANDS[name]
+    try:
+        command = importlib.import_module(module)
+        parser = argparse.ArgumentParser(prog=f"pcssl {name}", description=summary, allow_abbrev=False)
+        command.configure(parser)
+        status = command.run(parser.parse_args(argv))
+        sys.stdout.flush()  # here, where a closed pipe is still ours to handle
+        return status
+    except (Exception, KeyboardInterrupt) as error:
+        message, status = _verdict(error)
+        if debug or status is None:
+            raise
+        if message:
+            print(f"pcssl {name}: {message}", file=sys.stderr)
+        return status
+
+
+def _verdict(error: BaseException) -> tuple[str, int | None]:
+    """The line to print and the exit status; status None: a bug, show the traceback."""
+    if isinstance(error, UserError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", 130
+    if isinstance(error, MemoryError):
+        return f"error: out of memory{f': {error}' if str(error) else ''}", 1
+    if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+        return "", 1
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return f"error: no space left on the disk{where}; free some and run again", 1
+    return "", None
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of our output went away (`pcssl ... | head`), rather than some other pipe.
+
+    If so, stdout becomes a sink: Python flushes it once more at exit.
+    """
+    try:
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):  # replaced by something without a file
+        return False
+    poll = select.poll()  # a failed write is not repeated by flush(), so ask the pipe
+    poll.register(stdout, 0)
+    closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return closed

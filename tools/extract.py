@@ -1,0 +1,13 @@
+"""Write the features of scenes to files: `python tools/extract.py --help`. The same as `pcssl extract`."""
+
+import sys
+
+try:
+    from pcssl.cli import main
+except ModuleNotFoundError as error:
+    if error.name not in ("pcssl", "pcssl.cli"):
+        raise
+    sys.exit("pcssl is not installed: run `make install` or `pip install -e .` in the repository")
+
+if __name__ == "__main__":
+    sys.exit(main(["extract", *sys.argv[1:]]))
