@@ -1,0 +1,74 @@
+"""Values of a sparse grid at arbitrary points, in memory proportional to the points."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pcssl.ops.keys import KEY_RANGE, lookup, pack_keys, shifted_keys
+
+MODES = ("exact", "zero", "nearest", "msm")
+
+
+def interpolate(
+    features: Tensor,
+    coords: Tensor,
+    sorted_keys: Tensor,
+    order: Tensor,
+    points: Tensor,
+    batch: Tensor,
+    mode: str = "exact",
+) -> Tensor:
+    """Read a sparse level at points, differentiably in `features`.
+
+    features: (M, C) and coords: (M, 4) int32 [batch, x, y, z] of the level's voxels;
+    sorted_keys: (M,) their ascending keys, order: (M,) the row of each key.
+    points: (P, 3) float in units of this level's voxels, voxel v covering [v, v + 1).
+    batch: (P,) integer scene of every point.
+    mode: "exact": trilinear between voxel centres, weights renormalised over the occupied
+        ones; "zero": the same with empty voxels as zeros; "nearest": the nearest of the eight
+        surrounding voxels that is occupied; "msm": the arithmetic of the released Masked
+        Scene Modeling code, a dense grid per scene of extent (largest index + 1) read at
+        p / extent * (extent - 1) with zeros outside.
+    Returns (P, C); 0 where none of the eight surrounding voxels is occupied.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    if features.shape[0] == 0:
+        return features.new_zeros(len(points), features.shape[1])
+    position = _released_position(coords, points, batch) if mode == "msm" else points - 0.5
+    rows, distance = _corners(position, batch, sorted_keys, order)
+    found = rows >= 0
+    weights = (1 - distance).prod(2) * found
+    if mode == "exact":
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    elif mode == "nearest":
+        squared = distance.square().sum(2).masked_fill(~found, float("inf"))
+        weights = F.one_hot(squared.argmin(1), 8).to(weights.dtype) * found
+    return F.embedding_bag(
+        rows.clamp(min=0), features, mode="sum", per_sample_weights=weights.to(features.dtype)
+    )
+
+
+def _corners(position: Tensor, batch: Tensor, sorted_keys: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (P, 8) of the voxels around each position, -1 where empty, and |distance| (P, 8, 3)."""
+    low = torch.floor(position)
+    corners = list(itertools.product((0, 1), repeat=3))
+    # Points far outside have no voxel around them; their cells need not have keys either.
+    cell = torch.cat([batch.long()[:, None], low.clamp(KEY_RANGE[0], KEY_RANGE[1]).long()], 1)
+    rows = torch.cat([order, order.new_full((1,), -1)])
+    found = [rows[lookup(sorted_keys, keys)] for keys in shifted_keys(cell, pack_keys(cell), corners)]
+    distance = [(position - low - low.new_tensor(corner)).abs() for corner in corners]
+    return torch.stack(found, 1), torch.stack(distance, 1)
+
+
+def _released_position(coords: Tensor, points: Tensor, batch: Tensor) -> Tensor:
+    scenes = int(max(coords[:, 0].max(), batch.max())) + 1
+    extent = coords.new_zeros(scenes, 3).scatter_reduce(
+        0, coords[:, :1].long().expand(-1, 3), coords[:, 1:], "amax", include_self=True
+    )
+    extent = (extent + 1).to(points.dtype)[batch.long()]
+    return (points / extent) * (extent - 1)

@@ -1,0 +1,44 @@
+"""Neighbour tables: which input voxel each kernel offset of each output voxel reads."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from pcssl.ops.keys import lookup, pack_keys, shifted_keys
+
+
+def kernel_offsets(kernel: int, dilation: int = 1) -> list[tuple[int, int, int]]:
+    """Offsets (x, y, z) of a cubic kernel, in the order of the flattened weight axes.
+
+    Odd kernels are centred; even ones start at 0 and reach to the positive side.
+    """
+    low = -(kernel // 2) if kernel % 2 else 0
+    return list(itertools.product([dilation * (low + i) for i in range(kernel)], repeat=3))
+
+
+def neighbor_table(
+    out_coords: Tensor,
+    sorted_keys: Tensor,
+    order: Tensor,
+    kernel: int,
+    stride: int = 1,
+    dilation: int = 1,
+) -> Tensor:
+    """Row of the input voxel at stride * out + offset, for every kernel offset and output voxel.
+
+    out_coords: (N, 4) int32 [batch, x, y, z], in units of the output grid.
+    sorted_keys: (M,) int64 ascending keys of the input voxels; order: (M,) the input row of each.
+    Returns (kernel ** 3, N) int32, -1 where no voxel is there.
+    """
+    base = out_coords.clone()
+    base[:, 1:] *= stride
+    offsets = kernel_offsets(kernel, dilation)
+    table = torch.empty(len(offsets), len(base), dtype=torch.int32, device=base.device)
+    # One more entry, so that position -1 (absent) reads row -1.
+    rows = torch.cat([order, order.new_full((1,), -1)]).int()
+    for k, keys in enumerate(shifted_keys(base, pack_keys(base), offsets)):
+        table[k] = rows[lookup(sorted_keys, keys)]
+    return table

@@ -1,0 +1,31 @@
+"""Reduction over contiguous runs of rows (CSR segments)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("sum", "mean", "max")
+
+
+def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
+    """Reduce the rows offsets[i]..offsets[i+1]-1 of `values` to row i, differentiably.
+
+    values: (N, C) floating point. offsets: (S + 1,) int64, rising from 0 to N.
+    reduce: "sum", "mean" or "max". Returns (S, C); an empty segment gives 0.
+    """
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {REDUCTIONS}, got {reduce!r}")
+    if offsets.ndim != 1 or offsets.numel() == 0 or int(offsets[-1]) != values.shape[0] or int(offsets[0]) != 0:
+        raise ValueError(f"offsets must rise from 0 to {values.shape[0]} rows")
+    lengths = offsets.diff()
+    if bool((lengths < 0).any()):
+        raise ValueError("offsets must not fall")
+    count = lengths.numel()
+    segment = torch.repeat_interleave(torch.arange(count, device=values.device), lengths)
+    out = values.new_zeros(count, *values.shape[1:])
+    if reduce == "max":
+        index = segment[:, None].expand_as(values)
+        return out.scatter_reduce(0, index, values, "amax", include_self=False)
+    out = out.index_add(0, segment, values)
+    return out if reduce == "sum" else out / lengths.clamp(min=1)[:, None].to(values.dtype)

@@ -1,0 +1,100 @@
+"""Sparse convolution over a neighbour table."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class KernelMap:
+    """Which input row each kernel offset of each output row reads, and the same as row pairs.
+
+    table: (K, N_out) int32, -1 where there is no input voxel. num_in: rows of the input.
+    Maps are built once per geometry and shared by every layer, direction and network on it.
+    """
+
+    def __init__(self, table: Tensor, num_in: int):
+        self.table = table
+        self.num_in = num_in
+
+    @property
+    def num_out(self) -> int:
+        return self.table.shape[1]
+
+    @cached_property
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Per kernel offset the (output rows, input rows) that it connects, int64."""
+        found = [torch.nonzero(row >= 0)[:, 0] for row in self.table]
+        return [(out, self.table[k].index_select(0, out).long()) for k, out in enumerate(found)]
+
+    @cached_property
+    def transposed(self) -> "KernelMap":
+        """The map from outputs back to inputs: what a transposed convolution walks."""
+        table = torch.full((self.table.shape[0], self.num_in), -1, dtype=torch.int32, device=self.table.device)
+        for k, (out, into) in enumerate(self.pairs):
+            table[k, into] = out.int()
+        return KernelMap(table, self.num_out)
+
+
+def sparse_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None) -> Tensor:
+    """out[i] = sum over k of features[table[k, i]] @ weight[k], plus bias; differentiable.
+
+    features: (N_in, C_in). weight: (K, C_in, C_out). bias: (C_out,) or None.
+    Returns (N_out, C_out) in the dtype of `features`. Under autocast the products run in
+    autocast's dtype; sums over offsets and the weight gradient are float32 at least.
+    Raises ValueError when shapes do not fit the map.
+    """
+    k, c_in, _ = weight.shape
+    if features.shape != (kernel_map.num_in, c_in):
+        raise ValueError(f"features are {tuple(features.shape)}, the map and weight want {(kernel_map.num_in, c_in)}")
+    if k != kernel_map.table.shape[0]:
+        raise ValueError(f"weight has {k} kernel offsets, the map {kernel_map.table.shape[0]}")
+    if torch.is_autocast_enabled(features.device.type):
+        features = features.to(torch.get_autocast_dtype(features.device.type))
+    out = _SparseConv.apply(features, weight, kernel_map)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+def _sum_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+class _SparseConv(torch.autograd.Function):
+    """Gathered rows are recomputed in the backward pass, so memory stays at one offset's rows."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.map = kernel_map
+        w = weight.to(features.dtype)
+        out = features.new_zeros(kernel_map.num_out, weight.shape[2], dtype=_sum_type(features.dtype))
+        for k, (rows, into) in enumerate(kernel_map.pairs):
+            if rows.numel():
+                out.index_add_(0, rows, (features.index_select(0, into) @ w[k]).to(out.dtype))
+        return out.to(features.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        features, weight = ctx.saved_tensors
+        want_features, want_weight = ctx.needs_input_grad[:2]
+        grad = grad.contiguous()
+        w = weight.to(features.dtype)
+        sums = _sum_type(features.dtype)
+        grad_features = torch.zeros_like(features, dtype=sums) if want_features else None
+        grad_weight = torch.zeros_like(weight, dtype=_sum_type(weight.dtype)) if want_weight else None
+        for k, (rows, into) in enumerate(ctx.map.pairs):
+            if not rows.numel():
+                continue
+            g = grad.index_select(0, rows)
+            if want_features:
+                grad_features.index_add_(0, into, (g @ w[k].t()).to(sums))
+            if want_weight:
+                grad_weight[k] = features.index_select(0, into).t() @ g
+        return (
+            None if grad_features is None else grad_features.to(features.dtype),
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None,
+        )

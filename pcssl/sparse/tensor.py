@@ -1,0 +1,149 @@
+"""`Geometry`: occupied voxels and the maps derived from them. `SparseTensor`: features on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pcssl.ops import curve_codes, lookup, pack_keys, unpack_keys
+from pcssl.ops.keys import AXIS_BITS
+from pcssl.ops.sparse_conv import KernelMap
+from pcssl.sparse.engine import current_engine
+
+T = TypeVar("T")
+
+
+class Geometry:
+    """The occupied voxels of a batch of scenes at one stride.
+
+    coords: (N, 4) int32 [batch, x, y, z], in units of this level's voxels, without duplicates.
+    stride: edge of a voxel in units of the finest level.
+    It owns every map derived from the coordinates (neighbour tables, the coarser level, curve
+    orders), built on first use: layers, directions and networks on one geometry share them.
+    Raises ValueError for duplicate voxels or coordinates out of range.
+    """
+
+    def __init__(self, coords: Tensor, stride: int = 1):
+        keys, self.order = torch.sort(pack_keys(coords))
+        if keys.numel() > 1 and bool((keys[1:] == keys[:-1]).any()):
+            raise ValueError("coords contain duplicate voxels; voxelize the points first")
+        self.coords = coords.int()
+        self.stride = stride
+        self.sorted_keys = keys
+        self._maps: dict[tuple, object] = {}
+
+    def __len__(self) -> int:
+        return self.coords.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.coords.device
+
+    @property
+    def batch(self) -> Tensor:
+        """(N,) int32 scene of every voxel."""
+        return self.coords[:, 0]
+
+    def cached(self, key: tuple, make: Callable[[], T]) -> T:
+        """The map called `key`, made on first use and kept as long as the geometry."""
+        if key not in self._maps:
+            self._maps[key] = make()
+        return self._maps[key]
+
+    def find(self, coords: Tensor) -> Tensor:
+        """Rows of voxels: (M, 4) -> (M,) int64, -1 where this geometry has none."""
+        at = lookup(self.sorted_keys, pack_keys(coords))
+        return torch.where(at >= 0, self.order[at.clamp(min=0)], -1) if len(self) else at
+
+    def coarser(self) -> tuple["Geometry", Tensor]:
+        """The next level (stride doubled), and (N,) int64: the coarse row of every voxel here."""
+
+        def make() -> tuple[Geometry, Tensor]:
+            halved = self.coords.clone()
+            halved[:, 1:] = torch.div(halved[:, 1:], 2, rounding_mode="floor")
+            keys, parent = torch.unique(pack_keys(halved), return_inverse=True)
+            return Geometry(unpack_keys(keys), self.stride * 2), parent
+
+        return self.cached(("coarser",), make)
+
+    def submanifold_map(self, kernel: int, dilation: int = 1) -> KernelMap:
+        """From these voxels to themselves."""
+        return self.cached(
+            ("submanifold", kernel, dilation), lambda: self._map_to(self, kernel, stride=1, dilation=dilation)
+        )
+
+    def down_map(self, kernel: int, dilation: int = 1) -> KernelMap:
+        """From these voxels to the next coarser level."""
+        return self.cached(
+            ("down", kernel, dilation), lambda: self._map_to(self.coarser()[0], kernel, stride=2, dilation=dilation)
+        )
+
+    def _map_to(self, out: "Geometry", kernel: int, stride: int, dilation: int) -> KernelMap:
+        table = current_engine().neighbor_table(out.coords, self.sorted_keys, self.order, kernel, stride, dilation)
+        return KernelMap(table, len(self))
+
+    def curve_order(self, curve: str) -> Tensor:
+        """(N,) int64 rows in the order of a space-filling curve, scene after scene.
+
+        Curves need coordinates from 0 on: scenes that reach below are shifted as a whole.
+        """
+
+        def make() -> Tensor:
+            coords = self.coords
+            if len(self):
+                coords = torch.cat([coords[:, :1], coords[:, 1:] - coords[:, 1:].amin(0).clamp(max=0)], 1)
+            return torch.argsort(curve_codes(coords, curve), stable=True)
+
+        return self.cached(("curve", curve), make)
+
+    def scene_sizes(self) -> Tensor:
+        """(B,) int64 voxels of each scene, in the order of their batch index; empty ones left out."""
+        return self.cached(
+            ("sizes",),
+            lambda: torch.unique_consecutive(self.sorted_keys >> (3 * AXIS_BITS), return_counts=True)[1],
+        )
+
+    def interpolate(self, features: Tensor, points: Tensor, batch: Tensor, mode: str = "exact") -> Tensor:
+        """Read `features` (N, C) at points (P, 3) in units of the finest level's voxels."""
+        return current_engine().interpolate(
+            features, self.coords, self.sorted_keys, self.order, points / self.stride, batch, mode
+        )
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """Features (N, C) on the voxels of a geometry."""
+
+    features: Tensor
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or self.features.shape[0] != len(self.geometry):
+            raise ValueError(
+                f"features are {tuple(self.features.shape)}, the geometry has {len(self.geometry)} voxels"
+            )
+
+    @classmethod
+    def from_coords(cls, features: Tensor, coords: Tensor, stride: int = 1) -> "SparseTensor":
+        """Features (N, C) at voxels (N, 4) int32 [batch, x, y, z]."""
+        return cls(features, Geometry(coords, stride))
+
+    @property
+    def coords(self) -> Tensor:
+        return self.geometry.coords
+
+    @property
+    def batch(self) -> Tensor:
+        return self.geometry.batch
+
+    @property
+    def stride(self) -> int:
+        return self.geometry.stride
+
+    def replace(self, features: Tensor) -> "SparseTensor":
+        """Other features on the same voxels."""
+        return SparseTensor(features, self.geometry)
