@@ -1,0 +1,5 @@
+"""Backbones. Importing this package registers them."""
+
+from pcssl.models.hunet import HUNet, HUNetConfig
+
+__all__ = ["HUNet", "HUNetConfig"]
