@@ -177,7 +177,7 @@ class HUNet(nn.Module):
         self.channels = tuple(c.decoder_channels)
         self.strides = tuple(2**level for level in range(len(c.channels)))
         levels, enc, dec = len(c.channels), c.channels, c.decoder_channels
-        drop = torch.linspace(0, c.drop_path, levels).tolist()
+        drop = [c.drop_path * i / (levels - 1) for i in range(levels)]
 
         self.init_transform = nn.Sequential(nn.Linear(c.in_channels, enc[0]), RMSNorm(enc[0]))
         self.down = nn.ModuleList(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pcssl.ops.keys import KEY_RANGE, lookup, pack_keys, shifted_keys
+from pcssl.ops.keys import KEY_RANGE, key_shift, lookup, pack_keys
 
 MODES = ("exact", "zero", "nearest", "msm")
 
@@ -37,14 +38,15 @@ def interpolate(
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-    if features.shape[0] == 0:
+    if features.shape[0] == 0 or len(points) == 0:
         return features.new_zeros(len(points), features.shape[1])
     position = _released_position(coords, points, batch) if mode == "msm" else points - 0.5
     rows, distance = _corners(position, batch, sorted_keys, order)
     found = rows >= 0
     weights = (1 - distance).prod(2) * found
     if mode == "exact":
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+        total = weights.sum(1, keepdim=True)
+        weights = weights / total.masked_fill(total == 0, 1)
     elif mode == "nearest":
         squared = distance.square().sum(2).masked_fill(~found, float("inf"))
         weights = F.one_hot(squared.argmin(1), 8).to(weights.dtype) * found
@@ -57,12 +59,26 @@ def _corners(position: Tensor, batch: Tensor, sorted_keys: Tensor, order: Tensor
     """Rows (P, 8) of the voxels around each position, -1 where empty, and |distance| (P, 8, 3)."""
     low = torch.floor(position)
     corners = list(itertools.product((0, 1), repeat=3))
-    # Points far outside have no voxel around them; their cells need not have keys either.
-    cell = torch.cat([batch.long()[:, None], low.clamp(KEY_RANGE[0], KEY_RANGE[1]).long()], 1)
     rows = torch.cat([order, order.new_full((1,), -1)])
-    found = [rows[lookup(sorted_keys, keys)] for keys in shifted_keys(cell, pack_keys(cell), corners)]
+    found = [rows[lookup(sorted_keys, keys)] for keys in _corner_keys(low, batch, corners)]
     distance = [(position - low - low.new_tensor(corner)).abs() for corner in corners]
     return torch.stack(found, 1), torch.stack(distance, 1)
+
+
+def _corner_keys(low: Tensor, batch: Tensor, corners: list[tuple[int, int, int]]) -> Iterator[Tensor]:
+    """Keys (P,) of the cells low + corner, -1 where that is beyond the key range."""
+
+    def keys(cell: Tensor) -> Tensor:
+        return pack_keys(torch.cat([batch.long()[:, None], cell.long()], 1))
+
+    if bool(((low >= KEY_RANGE[0]) & (low < KEY_RANGE[1])).all()):
+        base = keys(low)
+        yield from (base + key_shift(corner) for corner in corners)
+        return
+    for corner in corners:
+        moved = low + low.new_tensor(corner)
+        cell = moved.clamp(*KEY_RANGE)
+        yield keys(cell).masked_fill((cell != moved).any(1), -1)
 
 
 def _released_position(coords: Tensor, points: Tensor, batch: Tensor) -> Tensor:

@@ -29,6 +29,12 @@ def pack_keys(coords: Tensor) -> Tensor:
     return (((((b << AXIS_BITS) + (x - low)) << AXIS_BITS) + (y - low)) << AXIS_BITS) + (z - low)
 
 
+def key_shift(offset: tuple[int, int, int]) -> int:
+    """What a step of `offset` adds to a key, as long as no axis leaves its range."""
+    x, y, z = offset
+    return (((x << AXIS_BITS) + y) << AXIS_BITS) + z
+
+
 def shifted_keys(coords: Tensor, keys: Tensor, offsets: list[tuple[int, int, int]]) -> Iterator[Tensor]:
     """Keys of coords + offset, (N,) int64 for each offset in turn; -1 where that is out of range.
 
@@ -39,10 +45,10 @@ def shifted_keys(coords: Tensor, keys: Tensor, offsets: list[tuple[int, int, int
     inside = len(coords) == 0 or (
         int(coords[:, 1:].min()) - reach >= KEY_RANGE[0] and int(coords[:, 1:].max()) + reach <= KEY_RANGE[1]
     )
-    for x, y, z in offsets:
-        shifted = keys + ((((x << AXIS_BITS) + y) << AXIS_BITS) + z)
+    for offset in offsets:
+        shifted = keys + key_shift(offset)
         if not inside:
-            moved = coords[:, 1:].long() + coords.new_tensor([x, y, z]).long()
+            moved = coords[:, 1:].long() + coords.new_tensor(offset).long()
             ok = ((moved >= KEY_RANGE[0]) & (moved <= KEY_RANGE[1])).all(1)
             shifted = torch.where(ok, shifted, -1)
         yield shifted

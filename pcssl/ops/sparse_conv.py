@@ -92,7 +92,8 @@ class _SparseConv(torch.autograd.Function):
             if want_features:
                 grad_features.index_add_(0, into, (g @ w[k].t()).to(sums))
             if want_weight:
-                grad_weight[k] = features.index_select(0, into).t() @ g
+                # bf16 and fp16 products would be rounded after sums over many rows.
+                grad_weight[k] = features.index_select(0, into).to(grad_weight.dtype).t() @ g.to(grad_weight.dtype)
         return (
             None if grad_features is None else grad_features.to(features.dtype),
             None if grad_weight is None else grad_weight.to(weight.dtype),

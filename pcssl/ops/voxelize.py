@@ -23,7 +23,9 @@ class Voxels:
     counts: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of per-point `values` (N, C) over every voxel: (M, C), float."""
+        """Mean of per-point `values` (N, C) over every voxel: (M, C), floating point."""
+        if not values.is_floating_point():
+            values = values.float()
         total = values.new_zeros(self.counts.numel(), values.shape[1]).index_add_(0, self.inverse, values)
         return total / self.counts[:, None].to(values.dtype)
 

@@ -1,0 +1,55 @@
+"""Which voxels a student does not see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def block_mask(index: Tensor, batch: Tensor, cell: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
+    """Hide whole cells of a coarser grid: `ratio` of the occupied cells of every scene.
+
+    index: (N, d) integer grid coordinates of any dimension (voxels, image patches).
+    batch: (N,) integer scene. cell: edge of a cell in grid units. ratio: 0..1, counted in cells,
+    rounded; a scene of two cells or more keeps a visible one and, for ratio > 0, a hidden one.
+    Returns (N,) bool, True where hidden.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must be within 0..1, got {ratio}")
+    if ratio == 0 or index.shape[0] == 0:
+        return torch.zeros(index.shape[0], dtype=torch.bool, device=index.device)
+    place = torch.cat([batch.long()[:, None], torch.div(index.long(), cell, rounding_mode="floor")], 1)
+    place -= place.amin(0)
+    # One number a cell, the scene in the highest place: unique on rows is many times slower.
+    key, radix = place[:, 0], place.amax(0) + 1
+    for axis in range(1, place.shape[1]):
+        key = key * radix[axis] + place[:, axis]
+    cells, of_row = torch.unique(key, return_inverse=True)
+    scene = torch.div(cells, radix[1:].prod(), rounding_mode="floor")
+    counts = torch.unique_consecutive(scene, return_counts=True)[1]
+    draw = torch.rand(len(cells), generator=generator, device=index.device)
+    # Sorted by scene and draw, a cell's rank within its scene says whether it is among the hidden.
+    order = torch.argsort(draw)
+    order = order[torch.argsort(scene[order], stable=True)]
+    rank = torch.arange(len(cells), device=index.device)
+    rank = rank - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    hide = (counts * ratio).round().long().clamp(min=1)
+    hide = torch.minimum(hide, counts - 1)
+    hidden = torch.empty(len(cells), dtype=torch.bool, device=index.device)
+    hidden[order] = rank < torch.repeat_interleave(hide, counts)
+    return hidden[of_row]
+
+
+def nearest_crop(coord: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """The `count` points nearest to a random one: (N, d) float -> (N,) bool."""
+    if count >= len(coord):
+        return torch.ones(len(coord), dtype=torch.bool, device=coord.device)
+    centre = coord[int(torch.randint(len(coord), (1,), generator=generator))]
+    return crop_around(coord, centre, count)
+
+
+def crop_around(coord: Tensor, centre: Tensor, count: int) -> Tensor:
+    """The `count` points nearest to `centre` (d,): (N,) bool."""
+    keep = torch.zeros(len(coord), dtype=torch.bool, device=coord.device)
+    keep[(coord - centre).square().sum(1).topk(min(count, len(coord)), largest=False).indices] = True
+    return keep
