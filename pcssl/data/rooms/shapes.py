@@ -1,0 +1,190 @@
+"""Meshes of simple surfaces, sampled on grids.
+
+Every function returns a `Mesh` in its own frame (metres, z up) whose faces turn
+counter-clockwise seen from outside, so that normals made from faces point outwards. `step` is
+the distance of neighbouring vertices. Patches do not share vertices along sharp edges.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple, Sequence
+
+import numpy as np
+
+
+class Mesh(NamedTuple):
+    vertices: np.ndarray  # (N, 3) float64
+    faces: np.ndarray  # (F, 3) int64
+
+
+def merge(meshes: Sequence[Mesh]) -> Mesh:
+    starts = np.cumsum([0] + [len(m.vertices) for m in meshes])
+    vertices = np.concatenate([m.vertices for m in meshes])
+    return Mesh(vertices, np.concatenate([m.faces + s for m, s in zip(meshes, starts)]))
+
+
+def flipped(mesh: Mesh) -> Mesh:
+    """The same surface seen from its other side."""
+    return Mesh(mesh.vertices, mesh.faces[:, ::-1])
+
+
+def cells(length: float, step: float) -> int:
+    return max(1, round(float(length) / step))
+
+
+def surface(fn: Callable[[np.ndarray, np.ndarray], np.ndarray], nu: int, nv: int) -> Mesh:
+    """Map a grid on [0, 1]^2 by `fn(u, v) -> (N, 3)`; its outside is the side of du x dv."""
+    v, u = np.meshgrid(np.linspace(0, 1, nv + 1), np.linspace(0, 1, nu + 1))
+    index = np.arange((nu + 1) * (nv + 1)).reshape(nu + 1, nv + 1)
+    a, b, c, d = index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]
+    # Alternate the diagonal, as a regular one would give every patch the same visible grain.
+    odd = (np.add.outer(np.arange(nu), np.arange(nv)) % 2).astype(bool)
+    first = np.where(odd[..., None], np.stack([a, b, c], -1), np.stack([a, b, d], -1))
+    second = np.where(odd[..., None], np.stack([a, c, d], -1), np.stack([b, c, d], -1))
+    return Mesh(fn(u.ravel(), v.ravel()), np.concatenate([first, second], -1).reshape(-1, 3))
+
+
+def sheet(origin: Sequence[float], u: Sequence[float], v: Sequence[float], step: float) -> Mesh:
+    """Flat parallelogram from `origin` along the vectors `u` and `v`; outside along u x v."""
+    o, u, v = (np.asarray(x, float) for x in (origin, u, v))
+    nu, nv = cells(np.linalg.norm(u), step), cells(np.linalg.norm(v), step)
+    return surface(lambda s, t: o + s[:, None] * u + t[:, None] * v, nu, nv)
+
+
+def box(size: Sequence[float], step: float) -> Mesh:
+    """Box on the plane z = 0, centred at x = y = 0."""
+    x, y, z = (float(s) for s in size)
+    a, b = -x / 2, -y / 2
+    sides = (
+        ((a, b, 0), (0, y, 0), (x, 0, 0)),
+        ((a, b, z), (x, 0, 0), (0, y, 0)),
+        ((a, b, 0), (x, 0, 0), (0, 0, z)),
+        ((a, -b, 0), (0, 0, z), (x, 0, 0)),
+        ((a, b, 0), (0, 0, z), (0, y, 0)),
+        ((-a, b, 0), (0, y, 0), (0, 0, z)),
+    )
+    return merge([sheet(*side, step) for side in sides])
+
+
+def rounded_box(size: Sequence[float], radius: float, step: float) -> Mesh:
+    """A box whose edges are rounded with `radius` (cushions, mattresses, tubs)."""
+    half = np.asarray(size, float) / 2
+    radius = min(radius, 0.98 * half.min())
+    mesh = box(size, step)
+    centred = mesh.vertices - (0, 0, half[2])
+    core = np.clip(centred, -(half - radius), half - radius)
+    out = centred - core
+    out *= radius / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
+    return Mesh(core + out + (0, 0, half[2]), mesh.faces)
+
+
+def tube(start: Sequence[float], end: Sequence[float], radius: float, step: float) -> Mesh:
+    """Open cylinder between two points: legs, rods, handles."""
+    p, q = np.asarray(start, float), np.asarray(end, float)
+    axis = (q - p) / np.linalg.norm(q - p)
+    e1 = np.cross(axis, (1.0, 0, 0) if abs(axis[0]) < 0.9 else (0, 1.0, 0))
+    e1 /= np.linalg.norm(e1)
+    e2 = np.cross(axis, e1)
+
+    def fn(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        c, s = np.cos(2 * np.pi * u)[:, None], np.sin(2 * np.pi * u)[:, None]
+        return p + v[:, None] * (q - p) + radius * (c * e1 + s * e2)
+
+    around = max(6, cells(2 * np.pi * radius, step))
+    return surface(fn, around, cells(np.linalg.norm(q - p), step))
+
+
+def loft(rings: Sequence[Sequence[float]], step: float, power: float = 2.0) -> Mesh:
+    """Skin over stacked superellipses, each (z, a, b) or (z, a, b, x, y), a and b half axes.
+
+    `power` 2 is an ellipse, larger is squarer. Rings that go up give an outside skin, rings that
+    go down an inside one.
+    """
+    table = np.array([tuple(r) + (0.0,) * (5 - len(r)) for r in rings], float)
+    length = np.linalg.norm(np.diff(table[:, [0, 1, 3]], axis=0), axis=1)
+    at = np.concatenate([[0], np.cumsum(length)])
+    count = cells(at[-1], step)
+    knots = np.unique(np.concatenate([np.linspace(0, at[-1], count + 1), at]))
+    rows = np.stack([np.interp(knots, at, column) for column in table.T], 1)
+
+    def fn(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        row = rows[np.rint(v * (len(rows) - 1)).astype(int)]
+        x, y = superellipse(2 * np.pi * u, power)
+        return np.stack([row[:, 3] + row[:, 1] * x, row[:, 4] + row[:, 2] * y, row[:, 0]], 1)
+
+    around = max(6, cells(2 * np.pi * table[:, 1:3].max(), step))
+    return surface(fn, around, len(rows) - 1)
+
+
+def superellipse(angle: np.ndarray, power: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points of |x|^p + |y|^p = 1."""
+    c, s = np.cos(angle), np.sin(angle)
+    r = (np.abs(c) ** power + np.abs(s) ** power) ** (-1 / power)
+    return r * c, r * s
+
+
+def disc(
+    a: float,
+    b: float,
+    step: float,
+    height: Callable[[np.ndarray], np.ndarray] | None = None,
+    power: float = 2.0,
+) -> Mesh:
+    """Filled superellipse facing up, with `height(r)` for r in [0, 1] from centre to rim."""
+    count = (max(2, cells(1.7 * a, step)), max(2, cells(1.7 * b, step)))
+    return _blown_square(count, a, b, power, lambda r: (r, 0 * r if height is None else height(r)))
+
+
+def bowl(a: float, b: float, depth: float, step: float, power: float = 2.0) -> Mesh:
+    """The inside of a bowl hanging from the rim z = 0: flat in the middle, upright at the rim."""
+    count = (max(4, cells(1.7 * a + 1.5 * depth, step)), max(4, cells(1.7 * b + 1.5 * depth, step)))
+
+    def profile(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.sin(np.pi * t / 2) ** (2 / 3), -depth * np.cos(np.pi * t / 2)
+
+    return _blown_square(count, a, b, power, profile)
+
+
+def _blown_square(count: tuple[int, int], a: float, b: float, power: float, profile: Callable) -> Mesh:
+    """A square grid blown up to a superellipse, so that it is about equally dense everywhere.
+
+    `profile(t) -> (radius, height)` for t in [0, 1] from the middle to the rim.
+    """
+
+    def fn(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        x, y = 2 * u - 1, 2 * v - 1
+        ex, ey = superellipse(np.arctan2(y, x), power)
+        radius, height = profile(np.maximum(np.abs(x), np.abs(y)))
+        return np.stack([a * radius * ex, b * radius * ey, height], 1)
+
+    return surface(fn, *count)
+
+
+def plate_with_hole(
+    width: float, depth: float, a: float, b: float, step: float, power: float = 2.0
+) -> Mesh:
+    """Rectangle facing up (z = 0, centred) with a superellipse of half axes a, b cut out."""
+    outline = 2 * (width + depth)
+
+    def fn(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        angle = 2 * np.pi * u
+        c, s = np.cos(angle), np.sin(angle)
+        reach = 1 / np.maximum(np.abs(c) / (width / 2), np.abs(s) / (depth / 2))
+        ex, ey = superellipse(np.arctan2(s / b, c / a), power)
+        inner, outer = np.stack([a * ex, b * ey], 1), np.stack([reach * c, reach * s], 1)
+        xy = outer + v[:, None] * (inner - outer)
+        return np.concatenate([xy, np.zeros((len(xy), 1))], 1)
+
+    gap = max((width - 2 * a) / 2, (depth - 2 * b) / 2)
+    return surface(fn, cells(outline, step), cells(gap, step))
+
+
+def drape(width: float, height: float, depth: float, waves: float, phase: float, step: float) -> Mesh:
+    """Wavy hanging sheet: x in [-w/2, w/2], z in [0, h], facing +y, folds `depth` deep."""
+
+    def fn(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        fold = np.sin(2 * np.pi * waves * u + phase + 0.8 * np.sin(3 * u + v))
+        loose = 0.55 + 0.45 * (1 - v)
+        return np.stack([(0.5 - u) * width, 0.5 * depth * fold * loose, v * height], 1)
+
+    return surface(fn, max(cells(width, step), int(8 * waves)), cells(height, step))
