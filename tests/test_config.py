@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
@@ -64,7 +64,7 @@ class Config:
     amp: bool = False
     out: str = "runs"
     data: Path = Path("data")
-    seed: Optional[int] = None
+    seed: int | None = None
     scale: Annotated[float | None, Range(0.5, 2)] = None
     sizes: list[float] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,7 @@
+"""Pre-training methods, one file each. Importing this package registers them."""
+
+from pcssl.objectives.base import Objective
+from pcssl.objectives.msm import MSM, MSMConfig
+from pcssl.objectives.teacher import Teacher
+
+__all__ = ["MSM", "MSMConfig", "Objective", "Teacher"]

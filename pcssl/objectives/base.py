@@ -1,0 +1,45 @@
+"""What the trainer knows of a method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pcssl.data.scene import Scene
+
+
+class Objective(nn.Module, ABC):
+    """A pre-training method: how scenes become samples, what the loss is, what learns how.
+
+    A method is a subclass registered with `@register("objective", name, config=...)`, built as
+    `factory(config, backbone, data, total_steps)`: the backbone to train, the run's
+    `DataConfig` (voxel size, augmentation) and the number of steps of the whole run.
+    """
+
+    @abstractmethod
+    def sampler(self) -> Callable[[Scene, torch.Generator], Any]:
+        """A picklable function that makes a training sample from a scene, on the CPU.
+
+        It runs in loader workers; all randomness comes from the generator. It raises
+        ValueError for a scene it cannot use.
+        """
+
+    @abstractmethod
+    def collate(self, samples: list[Any]) -> Any:
+        """Samples to a batch with `.to(device)` and `.num_voxels`."""
+
+    @abstractmethod
+    def forward(self, batch: Any, step: int) -> dict[str, torch.Tensor]:
+        """`loss`, a scalar with gradient, and named detached scalars to log."""
+
+    @abstractmethod
+    def backbone(self) -> nn.Module:
+        """The network that evaluation should use: a submodule of this one."""
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Called after the optimizer's step number `step` (from 0); returns numbers to log."""
+        return {}

@@ -1,0 +1,289 @@
+"""Masked Scene Modeling.
+
+Hermosilla, Stippel, Sick, "Masked Scene Modeling: Narrowing the Gap Between Supervised and
+Self-Supervised Learning in 3D Scene Understanding", CVPR 2025, arXiv 2504.06719. The training
+code was never released; what the paper leaves open is an option of `MSMConfig`, marked "ours".
+
+A scene gives two views. A momentum teacher sees both whole; the student sees a crop of each,
+with whole blocks of voxels removed before its encoder. Its decoder works on the crop's full
+geometry with learnt tokens at the hidden voxels, and predicts there, at every level, what the
+teacher computes at the same place in the other view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pcssl.config import Range
+from pcssl.data.masks import block_mask, crop_around, nearest_crop
+from pcssl.data.scene import Scene
+from pcssl.data.settings import DataConfig
+from pcssl.data.transforms import augment
+from pcssl.data.views import Points, VoxelView, voxel_view
+from pcssl.objectives.base import Objective
+from pcssl.objectives.teacher import Teacher
+from pcssl.ops import nearest
+from pcssl.registry import register
+from pcssl.schedules import cosine
+from pcssl.sparse import Geometry, SparseTensor
+
+
+@dataclass(frozen=True)
+class MSMConfig:
+    """mask_ratio: part of the occupied mask cells that is hidden (paper: 0.4; counted in cells: ours).
+    mask_level: level whose voxels are the mask cells, None = the coarsest (ours, the only reading
+        that hides a region at every level; 0 draws masks at the finest level, "top-down").
+    crop: range of the student's part of a view's voxels, around a random centre (ours).
+    max_voxels: cap of a view; a larger one is cut around a place that both views share (paper:
+        crop size 240000).
+    momentum: of the teacher at the first and the last step, cosine between (paper; cosine: ours).
+    loss, normalize_targets: regression on teacher features, layer-normed over channels (ours).
+    tokens: a learnt token at hidden voxels of all levels, or of the coarsest only (ours: all).
+    predictor: a student-only MLP per level before the loss (paper; its shape: ours).
+    loss_levels: all levels, or only the finest (for ablation).
+    evaluate: the network that probes and exports use.
+    """
+
+    mask_ratio: Annotated[float, Range(0, 1, high_open=True)] = 0.4
+    mask_level: Annotated[int, Range(0)] | None = None
+    crop: tuple[Annotated[float, Range(0, 1, low_open=True)], Annotated[float, Range(0, 1, low_open=True)]] = (0.4, 1.0)
+    max_voxels: Annotated[int, Range(1)] = 240_000
+    momentum: tuple[Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)]] = (0.996, 1.0)
+    loss: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
+    normalize_targets: bool = True
+    tokens: Literal["all", "coarsest"] = "all"
+    predictor: bool = True
+    loss_levels: Literal["all", "finest"] = "all"
+    evaluate: Literal["student", "teacher"] = "student"
+
+    def __post_init__(self) -> None:
+        if self.crop[0] > self.crop[1]:
+            raise ValueError(f"crop: {self.crop[0]} is above {self.crop[1]}")
+
+
+@dataclass(frozen=True)
+class MSMSample:
+    """View A and view B of one scene, and per view which voxels are in the student's crop and hidden."""
+
+    views: tuple[VoxelView, VoxelView]
+    crop: tuple[Tensor, Tensor]
+    hidden: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class MSMBatch:
+    """All views of a batch, as one: view v of scene s has batch index 2 s + v.
+
+    coords: (N, 4) int32 [batch, x, y, z]. features: (N, C). origin: (N, 3) metres.
+    crop, hidden: (N,) bool; hidden voxels are in the crop.
+    """
+
+    coords: Tensor
+    features: Tensor
+    origin: Tensor
+    crop: Tensor
+    hidden: Tensor
+
+    @property
+    def num_voxels(self) -> int:
+        return self.coords.shape[0]
+
+    def to(self, device: torch.device) -> MSMBatch:
+        return MSMBatch(*(x.to(device, non_blocking=True) for x in vars(self).values()))
+
+    def pin_memory(self) -> MSMBatch:
+        return MSMBatch(*(x.pin_memory() for x in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class MSMSampler:
+    """Makes an `MSMSample` from a scene; see `Objective.sampler`."""
+
+    config: MSMConfig
+    data: DataConfig
+    strides: tuple[int, ...]
+
+    def __call__(self, scene: Scene, rng: torch.Generator) -> MSMSample:
+        points = Points.from_scene(scene)
+        views = [self._view(points, rng) for _ in range(2)]
+        centre = points.origin[int(torch.randint(len(scene), (1,), generator=rng))]
+        views = [_cut(view, centre, self.config.max_voxels) for view in views]
+        crops = [self._crop(view, rng) for view in views]
+        hidden = [self._hide(view, crop, rng) for view, crop in zip(views, crops)]
+        return MSMSample(tuple(views), tuple(crops), tuple(hidden))
+
+    def _view(self, points: Points, rng: torch.Generator) -> VoxelView:
+        # A whole number of voxels moves the borders of the coarser levels' cells.
+        offset = torch.randint(self.strides[-1], (3,), generator=rng)
+        return voxel_view(augment(points, self.data.augment, rng), self.data.voxel_size, offset)
+
+    def _crop(self, view: VoxelView, rng: torch.Generator) -> Tensor:
+        low, high = self.config.crop
+        part = low + (high - low) * float(torch.rand((), generator=rng))
+        return nearest_crop(view.index.float(), max(1, round(part * len(view.index))), rng)
+
+    def _hide(self, view: VoxelView, crop: Tensor, rng: torch.Generator) -> Tensor:
+        level = len(self.strides) - 1 if self.config.mask_level is None else self.config.mask_level
+        index = view.index[crop]
+        hidden = torch.zeros_like(crop)
+        hidden[crop] = block_mask(
+            index, index.new_zeros(len(index)), self.strides[level], self.config.mask_ratio, rng
+        )
+        return hidden
+
+
+def _cut(view: VoxelView, centre: Tensor, count: int) -> VoxelView:
+    if len(view.index) <= count:
+        return view
+    keep = crop_around(view.origin, centre, count)
+    return replace(view, index=view.index[keep], features=view.features[keep], origin=view.origin[keep])
+
+
+class Predictor(nn.Sequential):
+    """Norm, linear to twice the width, GELU, linear back."""
+
+    def __init__(self, channels: int):
+        super().__init__(
+            nn.LayerNorm(channels), nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels)
+        )
+
+
+@register("objective", "msm", config=MSMConfig)
+class MSM(Objective):
+    """Needs a backbone with `encode(x)`, `decode(encoded, geometries, tokens)`, `.channels`, `.strides`."""
+
+    def __init__(self, config: MSMConfig, backbone: nn.Module, data: DataConfig, total_steps: int):
+        super().__init__()
+        for method in ("encode", "decode"):
+            if not hasattr(backbone, method):
+                raise ValueError(f"msm needs a backbone with {method}(); {type(backbone).__name__} has none")
+        if config.mask_level is not None and config.mask_level >= len(backbone.strides):
+            raise ValueError(f"mask_level must be below {len(backbone.strides)}, the backbone's levels")
+        self.config, self.data, self.total_steps = config, data, total_steps
+        self.student = backbone
+        self.teacher = Teacher(backbone)
+        learnt = range(len(backbone.channels)) if config.tokens == "all" else [len(backbone.channels) - 1]
+        self.tokens = nn.ParameterDict(
+            {str(i): nn.Parameter(nn.init.trunc_normal_(torch.empty(backbone.channels[i]), std=0.02)) for i in learnt}
+        )
+        self.predictors = nn.ModuleList(
+            Predictor(c) if config.predictor else nn.Identity() for c in backbone.channels
+        )
+
+    def sampler(self) -> Callable[[Scene, torch.Generator], MSMSample]:
+        return MSMSampler(self.config, self.data, tuple(self.student.strides))
+
+    def collate(self, samples: list[MSMSample]) -> MSMBatch:
+        rows = [
+            (2 * s + v, sample.views[v], sample.crop[v], sample.hidden[v])
+            for s, sample in enumerate(samples)
+            for v in range(2)
+        ]
+        return MSMBatch(
+            coords=torch.cat([F.pad(view.index, (1, 0), value=b) for b, view, _, _ in rows]),
+            features=torch.cat([view.features for _, view, _, _ in rows]),
+            origin=torch.cat([view.origin for _, view, _, _ in rows]),
+            crop=torch.cat([crop for _, _, crop, _ in rows]),
+            hidden=torch.cat([hidden for _, _, _, hidden in rows]),
+        )
+
+    def backbone(self) -> nn.Module:
+        return self.student if self.config.evaluate == "student" else self.teacher.network
+
+    def after_step(self, step: int) -> dict[str, float]:
+        momentum = cosine(step, self.total_steps, *self.config.momentum)
+        self.teacher.update(self.student, momentum)
+        return {"momentum": momentum}
+
+    def forward(self, batch: MSMBatch, step: int) -> dict[str, Tensor]:
+        whole = Geometry(batch.coords)
+        targets = self.teacher(SparseTensor(batch.features, whole))
+        predictions, seen = self.predict(batch)
+        crop_origin = level_means(predictions[0].geometry, batch.origin[batch.crop], len(predictions))
+        whole_origin = level_means(whole, batch.origin, len(targets))
+
+        out: dict[str, Tensor] = {}
+        losses = []
+        for i, (prediction, target) in enumerate(zip(predictions, targets)):
+            out[f"std/level{i}"] = feature_std(target.features)
+            out[f"std_student/level{i}"] = feature_std(prediction.features.detach())
+            if self.config.loss_levels == "finest" and i > 0:
+                continue
+            rows = torch.nonzero(~seen[i])[:, 0]
+            match = self._match(prediction, rows, crop_origin[i], target, whole_origin[i])
+            found = match >= 0
+            out[f"matched/level{i}"] = found.float().mean() if len(rows) else found.new_zeros((), dtype=torch.float)
+            if bool(found.any()):
+                loss = self._regress(self.predictors[i](prediction.features[rows[found]]), target.features[match[found]])
+                out[f"loss/level{i}"] = loss.detach()
+                losses.append(loss)
+        # Without a single pair (a scene of a few points) the step has no gradient but stays valid.
+        out["loss"] = torch.stack(losses).mean() if losses else 0 * predictions[0].features.sum()
+        return out
+
+    def predict(self, batch: MSMBatch) -> tuple[list[SparseTensor], list[Tensor]]:
+        """The student's decoder levels on the crop, finest first, and per level (n,) bool: was encoded."""
+        visible = batch.crop & ~batch.hidden
+        encoded = self.student.encode(SparseTensor(batch.features[visible], Geometry(batch.coords[visible])))
+        if visible.all():
+            geometries = [level.geometry for level in encoded]
+        else:
+            geometries = [Geometry(batch.coords[batch.crop])]
+            for _ in encoded[1:]:
+                geometries.append(geometries[-1].coarser()[0])
+        tokens = [self._token(i) for i in range(len(encoded))]
+        seen = []
+        for part, geometry in zip(encoded, geometries):
+            mark = torch.zeros(len(geometry), dtype=torch.bool, device=geometry.device)
+            mark[geometry.find(part.coords)] = True
+            seen.append(mark)
+        return self.student.decode(encoded, geometries, tokens), seen
+
+    def _token(self, level: int) -> Tensor:
+        if str(level) in self.tokens:
+            return self.tokens[str(level)]
+        return next(iter(self.tokens.values())).new_zeros(self.student.channels[level])
+
+    def _match(
+        self, prediction: SparseTensor, rows: Tensor, origin: Tensor, target: SparseTensor, target_origin: Tensor
+    ) -> Tensor:
+        """Per hidden voxel the row of the nearest teacher voxel in the other view, -1 beyond a voxel edge."""
+        reach = self.data.voxel_size * prediction.stride
+        return nearest(origin[rows], prediction.batch[rows] ^ 1, target_origin, target.batch, reach)[0]
+
+    def _regress(self, prediction: Tensor, target: Tensor) -> Tensor:
+        prediction, target = prediction.float(), target.float()
+        if self.config.normalize_targets:
+            target = F.layer_norm(target, target.shape[1:])
+        if self.config.loss == "cosine":
+            return 1 - F.cosine_similarity(prediction, target, dim=1).mean()
+        if self.config.loss == "mse":
+            return F.mse_loss(prediction, target)
+        return F.smooth_l1_loss(prediction, target)
+
+
+def level_means(geometry: Geometry, values: Tensor, levels: int) -> list[Tensor]:
+    """Mean of per-voxel values (N, C) over the finest voxels below each voxel, for every level."""
+    means, count = [values], values.new_ones(len(values), 1)
+    total = values
+    for _ in range(levels - 1):
+        coarse, parent = geometry.coarser()
+        total = total.new_zeros(len(coarse), total.shape[1]).index_add_(0, parent, total)
+        count = count.new_zeros(len(coarse), 1).index_add_(0, parent, count)
+        means.append(total / count)
+        geometry = coarse
+    return means
+
+
+def feature_std(features: Tensor) -> Tensor:
+    """Spread of directions over voxels: 0 when all features are equal (collapse), about 1 when isotropic."""
+    if len(features) < 2:
+        return features.new_zeros(())
+    unit = F.normalize(features.float(), dim=1)
+    return unit.std(0).mean() * features.shape[1] ** 0.5

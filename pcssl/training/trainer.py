@@ -1,0 +1,269 @@
+"""The pre-training loop. It knows a method only through `Objective`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from pcssl.config import dump_yaml, to_dict
+from pcssl.data.scene import Scene
+from pcssl.errors import UserError
+from pcssl.objectives.base import Objective
+from pcssl.schedules import warmup_cosine
+from pcssl.sparse import use_engine
+from pcssl.sparse.engine import best_engine
+from pcssl.training.batches import StepBatches, iterate, steps_per_epoch
+from pcssl.training.checkpoint import load_checkpoint, load_state, save_checkpoint
+from pcssl.training.settings import OptimizerConfig, RunConfig
+
+MAX_BAD_STEPS = 20
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved where it is."""
+
+
+def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -> Path:
+    """Train as `config` says and return the path of the checkpoint.
+
+    Writes config.yaml, checkpoint.pt and TensorBoard files to config.output. With `resume` a
+    checkpoint that lies there is continued, to the same numbers as an uninterrupted run on
+    the CPU. Raises Stopped after Ctrl-C or SIGTERM, when the state is saved, and UserError for
+    what the user can mend.
+    """
+    output = Path(config.output)
+    path = output / "checkpoint.pt"
+    device = pick_device(config.device)
+    seed_everything(config.seed)
+
+    backbone = config.model.build()
+    per_epoch = steps_per_epoch(len(scenes), config.data.batch_size)
+    total = per_epoch * config.optimizer.epochs
+    objective: Objective = config.objective.build(backbone, config.data, total).to(device)
+    batches = StepBatches(scenes, objective.sampler(), objective.collate, config.data.batch_size, config.seed)
+    optimizer = make_optimizer(objective, config.optimizer)
+    start = 0
+    if path.exists():
+        if not resume:
+            raise UserError(
+                f"{path} is there already: continue it with --resume, or choose another folder with output=..."
+            )
+        start = _restore(path, config, objective, optimizer, device)
+        if start >= total:
+            print(f"{path} is complete ({total} steps)", file=sys.stderr)
+            return path
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(dump_yaml(config))
+
+    def save(done: int) -> None:
+        save_checkpoint(path, _content(config, objective, optimizer, scenes, done, total, device))
+
+    autocast = pick_precision(config.precision, device)
+    writer = SummaryWriter(str(output / "tensorboard"), purge_step=start)
+    progress = Progress(total, start, config.log_every)
+    bad = 0
+    objective.train()
+    try:
+        with use_engine(best_engine(config.engine)), stop_signal() as stop:
+            for step, batch in iterate(batches, range(start, total), config.data.workers, device.type == "cuda"):
+                lr = warmup_cosine(step, round(config.optimizer.warmup_epochs * per_epoch), total, config.optimizer.lr)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                batch = batch.to(device)
+                with autocast:
+                    values = objective(batch, step)
+                optimizer.zero_grad(set_to_none=True)
+                values["loss"].backward()
+                norm = float(nn.utils.clip_grad_norm_(objective.parameters(), config.optimizer.clip))
+                numbers = {name: float(value.detach()) for name, value in values.items()}
+                if math.isfinite(norm) and math.isfinite(numbers["loss"]):
+                    optimizer.step()
+                    extra = objective.after_step(step)
+                    progress.add(batch.num_voxels, numbers)
+                    bad = 0
+                else:
+                    bad += 1
+                    extra = {}
+                    progress.skipped += 1
+                    if bad >= MAX_BAD_STEPS:
+                        raise UserError(f"{bad} steps in a row up to step {step} had no finite loss; lower optimizer.lr")
+                if progress.due(step):
+                    extra |= {"lr": lr, "gradient_norm": norm, "skipped_steps": progress.skipped}
+                    for name, value in (progress.report(step) | extra).items():
+                        writer.add_scalar(name, value, step)
+                done = step + 1
+                if done % config.checkpoint_every == 0 or done == total or stop.is_set():
+                    save(done)
+                if stop.is_set() and done < total:
+                    raise Stopped(f"saved {path} at step {done} of {total}; continue with --resume")
+    finally:
+        progress.close()
+        writer.close()
+    return path
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto": the GPU when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: {name!r} is no device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: {name} was asked for, but torch {torch.__version__} sees no CUDA GPU here")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The autocast context of a precision setting."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if name == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def make_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW; only weights of linear maps and convolutions are decayed."""
+    decay, rest = [], []
+    for name, p in objective.named_parameters():
+        if p.requires_grad:
+            is_matrix = p.ndim >= 2 and not name.endswith("gamma")
+            (decay if is_matrix else rest).append(p)
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second one acts as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _frame) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+
+    for s in before:
+        signal.signal(s, handle)
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _content(config: RunConfig, objective: Objective, optimizer, scenes, done: int, total: int, device) -> dict:
+    backbone = objective.backbone()
+    prefix = next(name for name, module in objective.named_modules() if module is backbone)
+    return {
+        "step": done,
+        "total_steps": total,
+        "config": to_dict(config),
+        "objective": objective.state_dict(),
+        "backbone_prefix": prefix + ".",
+        "optimizer": optimizer.state_dict(),
+        "rng": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        },
+        "card": {
+            "dataset": config.data.dataset.name,
+            "split": config.data.split,
+            "scenes": len(scenes),
+            "voxel_size": config.data.voxel_size,
+            "inputs": "colour / 127.5 - 1, normal",
+            "torch": str(torch.__version__),
+        },
+    }
+
+
+def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, device: torch.device) -> int:
+    content = load_checkpoint(path, device)
+    then, now = content["config"], to_dict(config)
+    changed = [k for k in ("data", "model", "objective", "optimizer", "seed") if _without_workers(then[k]) != _without_workers(now[k])]
+    if changed:
+        raise UserError(
+            f"{path} was trained with another config ({', '.join(changed)} differ); "
+            f"use {path.parent / 'config.yaml'}, or another output="
+        )
+    load_state(objective, content["objective"], str(path))
+    optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["rng"]["cpu"].cpu())
+    if device.type == "cuda" and content["rng"]["cuda"] is not None:
+        torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), device)
+    return int(content["step"])
+
+
+def _without_workers(section):
+    return {k: v for k, v in section.items() if k != "workers"} if isinstance(section, dict) else section
+
+
+class Progress:
+    """Averages between reports, and the line that shows them."""
+
+    def __init__(self, total: int, start: int, every: int):
+        self.total, self.start, self.every = total, start, every
+        self.skipped = 0
+        self._begin = self._last = time.monotonic()
+        self._voxels = 0
+        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._interactive = sys.stderr.isatty()
+
+    def add(self, voxels: int, values: dict[str, float]) -> None:
+        self._voxels += voxels
+        for name, value in values.items():
+            self._sums[name].append(value)
+
+    def due(self, step: int) -> bool:
+        return (step + 1) % self.every == 0 or step + 1 == self.total
+
+    def report(self, step: int) -> dict[str, float]:
+        """Print the line and return the averages since the last one."""
+        now = time.monotonic()
+        mean = {name: sum(values) / len(values) for name, values in self._sums.items()}
+        mean["voxels_per_second"] = self._voxels / max(now - self._last, 1e-9)
+        left = (now - self._begin) / (step + 1 - self.start) * (self.total - step - 1)
+        levels = " ".join(f"{v:.3f}" for k, v in sorted(mean.items()) if k.startswith("loss/"))
+        spread = " ".join(f"{v:.2f}" for k, v in sorted(mean.items()) if k.startswith("std/"))
+        line = (
+            f"step {step + 1}/{self.total}  loss {mean.get('loss', math.nan):.4f} ({levels})  std ({spread})  "
+            f"{mean['voxels_per_second'] / 1000:.0f}k voxels/s  ETA {_clock(left)}"
+            + (f"  skipped {self.skipped}" if self.skipped else "")
+        )
+        print(f"\r\x1b[K{line}" if self._interactive else line, end="" if self._interactive else "\n", file=sys.stderr, flush=True)
+        self._last, self._voxels = now, 0
+        self._sums.clear()
+        return mean
+
+    def close(self) -> None:
+        if self._interactive:
+            print(file=sys.stderr)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,240 @@
+"""The commands as a user types them: train, probe and extract on tiny data, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_msm import room
+
+import pcssl
+from pcssl.cli import main
+from pcssl.data import Scene, write_ply
+
+ROOT = Path(__file__).parents[1]
+CLASSES = "[floor, y wall, x wall]"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Prepared scenes, a config, and a trained checkpoint."""
+    base = tmp_path_factory.mktemp("run")
+    for i in range(6):
+        scene = room(i, 700)
+        target = base / "data" / ("train" if i < 4 else "val") / f"room{i}"
+        target.mkdir(parents=True)
+        np.save(target / "coord.npy", scene.coord.numpy())
+        np.save(target / "color.npy", scene.color.numpy())
+        np.save(target / "normal.npy", scene.normal.numpy())
+        np.save(target / "segment20.npy", (2 - scene.normal.argmax(1)).numpy())
+    dataset = f"{{name: folder, root: {base / 'data'}, label: segment20, classes: {CLASSES}}}"
+    (base / "tiny.yaml").write_text(
+        f"""
+output: {base / "out"}
+data: {{dataset: {dataset}, voxel_size: 0.2, batch_size: 2, workers: 0}}
+model: {{name: hunet, channels: [8, 16], decoder_channels: [8, 16], blocks: [1, 1], decoder_blocks: [1, 1],
+  attention: [0, 1], decoder_attention: [0, 1], heads: [1, 2], decoder_heads: [1, 2], window: 8}}
+objective: {{name: msm}}
+optimizer: {{epochs: 2, warmup_epochs: 1}}
+device: cpu
+probe: {{after_training: true, seeds: 1, train_points: 100, epochs: 5, pictures: 1}}
+"""
+    )
+    (base / "data.yaml").write_text(f"dataset: {dataset}\nprobe: {{seeds: 1, train_points: 100, epochs: 5}}\n")
+    assert main(["train", str(base / "tiny.yaml")]) == 0
+    return base
+
+
+def test_train_probes_and_draws(folder):
+    found = json.loads((folder / "out" / "results.json").read_text())
+    assert set(found["results"]) == {"trained", "random weights", "input features"}
+    assert found["classes"] == ["floor", "y wall", "x wall"] and found["protocol"]["train_points"] == 100
+    assert found["checkpoint"]["scenes"] == 4 and found["checkpoint"]["split"] == "train"
+    with Image.open(folder / "out" / "pictures" / "features.png") as image:
+        assert len(image.convert("RGB").resize((200, 60)).getcolors(100_000)) > 20
+
+
+def test_probe_alone_gives_the_same_scores(folder, tmp_path, capsys):
+    arguments = ["probe", "--checkpoint", str(folder / "out" / "checkpoint.pt"), "--data", str(folder / "data.yaml")]
+    assert main([*arguments, "--out", str(tmp_path), "--pictures", "0", "--device", "cpu"]) == 0
+    mine, other = (json.loads((p / "results.json").read_text())["results"] for p in (tmp_path, folder / "out"))
+    assert mine == other
+    assert "random weights" in capsys.readouterr().out and not (tmp_path / "pictures").exists()
+
+
+def extract(folder, scan, *more, out=None):
+    out = out or folder / "features.npz"
+    checkpoint = str(folder / "out" / "checkpoint.pt")
+    return main(["extract", str(scan), "--checkpoint", checkpoint, "--out", str(out), "--device", "cpu", *map(str, more)])
+
+
+def test_extract_gives_a_feature_per_point_and_a_picture(folder, tmp_path, capsys):
+    scene = room(9, 500)
+    write_ply(tmp_path / "scan.ply", scene)
+    assert extract(folder, tmp_path / "scan.ply", "--picture", tmp_path / "p" / "pca.png", out=tmp_path / "f.npz") == 0
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["features"].shape == (500, 24) and file["features"].dtype == np.float32
+        assert np.array_equal(file["coord"], scene.coord.numpy())
+        model = pcssl.load_model(folder / "out" / "checkpoint.pt")
+        expected = model.extract(pcssl.read_scene(tmp_path / "scan.ply")).features.numpy()
+        assert np.array_equal(file["features"], expected)
+    with Image.open(tmp_path / "p" / "pca.png") as image:
+        assert image.width > image.height
+    assert "warning" not in capsys.readouterr().err
+    assert extract(folder, tmp_path / "scan.ply", "--levels", "1", "--half", out=tmp_path / "g.npz") == 0
+    with np.load(tmp_path / "g.npz") as file:
+        assert file["features"].shape == (500, 16) and file["features"].dtype == np.float16
+
+
+def test_a_scan_without_colour_and_normals_is_extracted_with_a_warning(folder, tmp_path, capsys):
+    np.savez(tmp_path / "bare.npz", coord=room(3, 400).coord.numpy())
+    assert extract(folder, tmp_path / "bare.npz", out=tmp_path / "f.npz") == 0
+    errors = capsys.readouterr().err
+    assert "has no color; it is a uniform grey" in errors and "has no normal; it is estimated" in errors
+
+
+@pytest.mark.parametrize("points", [1, 5])
+def test_scans_of_a_few_points(folder, tmp_path, points):
+    scene = room(0, 400)[torch.arange(points)]
+    np.savez(tmp_path / "few.npz", coord=scene.coord.numpy(), color=scene.color.numpy())
+    assert extract(folder, tmp_path / "few.npz", "--picture", tmp_path / "few.png", out=tmp_path / "f.npz") == 0
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["features"].shape == (points, 24) and np.isfinite(file["features"]).all()
+
+
+def test_points_that_are_not_finite_are_left_out_with_a_warning(folder, tmp_path, capsys):
+    coord = room(0, 400).coord.numpy()
+    coord[3] = np.nan
+    coord[7, 1] = np.inf
+    np.savez(tmp_path / "nan.npz", coord=coord)
+    assert extract(folder, tmp_path / "nan.npz", out=tmp_path / "f.npz") == 0
+    assert "warning" in capsys.readouterr().err
+    with np.load(tmp_path / "f.npz") as file:
+        assert len(file["features"]) == 398
+
+
+def test_millimetres_are_noticed_and_rescaled(folder, tmp_path, capsys):
+    scene = room(0, 400)
+    write_ply(tmp_path / "mm.ply", Scene(scene.coord * 1000, scene.color, scene.normal))
+    extract(folder, tmp_path / "mm.ply", out=tmp_path / "f.npz")
+    assert "--scale 0.001" in capsys.readouterr().err
+    assert extract(folder, tmp_path / "mm.ply", "--scale", 0.001, out=tmp_path / "f.npz") == 0
+    assert "--scale" not in capsys.readouterr().err
+    write_ply(tmp_path / "m.ply", scene)
+    extract(folder, tmp_path / "m.ply", out=tmp_path / "g.npz")
+    with np.load(tmp_path / "f.npz") as a, np.load(tmp_path / "g.npz") as b:
+        assert np.median(np.abs(a["features"] - b["features"])) < 1e-3
+
+
+def bad_file(tmp_path, kind):
+    path = tmp_path / "scan.ply"
+    if kind == "missing":
+        return path
+    write_ply(path, room(0, 300))
+    whole = path.read_bytes()
+    if kind == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "no x":
+        path.write_bytes(whole.replace(b"float x", b"float q", 1))
+    elif kind == "text":
+        path.write_text("hello\n")
+    elif kind == "empty":
+        path.write_text("ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\nproperty float z\nend_header\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut", "no x", "text", "empty"])
+def test_bad_scans_get_one_line_and_leave_earlier_files(folder, tmp_path, capsys, kind):
+    out = tmp_path / "f.npz"
+    out.write_bytes(b"earlier")
+    assert extract(folder, bad_file(tmp_path, kind), out=out) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and errors[0].startswith("pcssl extract: error:") and "scan.ply" in errors[0]
+    assert out.read_bytes() == b"earlier" and not list(tmp_path.glob(".*"))
+
+
+def test_bad_options_and_checkpoints(folder, tmp_path, capsys):
+    write_ply(tmp_path / "scan.ply", room(0, 300))
+    checkpoint = tmp_path / "other.pt"
+    torch.save({"weights": torch.zeros(3)}, checkpoint)
+    for arguments, message in (
+        (["--checkpoint", str(tmp_path / "none.pt"), "--out", "f.npz"], "no checkpoint at"),
+        (["--checkpoint", str(checkpoint), "--out", "f.npz"], "neither a pcssl checkpoint"),
+        (["--checkpoint", str(folder / "out" / "checkpoint.pt"), "--out", "f.txt"], "must end in .npz"),
+        (["--checkpoint", str(folder / "out" / "checkpoint.pt"), "--out", "f.npz", "--levels", "2"], "levels 0 to 1"),
+    ):
+        assert main(["extract", str(tmp_path / "scan.ply"), *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_unknown_keys_are_refused_with_the_nearest(folder, capsys):
+    assert main(["train", str(folder / "tiny.yaml"), "optimizer.epoch=3"]) == 2
+    errors = capsys.readouterr().err.strip()
+    assert "optimizer.epoch" in errors and "epochs" in errors and "\n" not in errors
+    assert main(["train", str(folder / "tiny.yaml"), "objective.mask_ratio=1.5"]) == 2
+    assert "mask_ratio" in capsys.readouterr().err
+
+
+def test_main_entry_without_scannet_says_how_to_get_it(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "train.py"), str(ROOT / "configs" / "msm_scannet.yaml")],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for part in ("terms of use", "tools/prepare.py scannet --raw", "configs/msm_rooms.yaml"):
+        assert part in done.stderr
+
+
+def test_all_configs_are_valid():
+    from pcssl.commands.probe import ProbeJob
+    from pcssl.commands.train import TrainConfig
+    from pcssl.config import load_config
+
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        load_config(path, TrainConfig)
+    for path in sorted((ROOT / "configs" / "data").glob("*.yaml")):
+        load_config(path, ProbeJob)
+
+
+def test_main_config_is_the_papers_run():
+    from pcssl.commands.train import TrainConfig
+    from pcssl.config import load_config
+
+    c = load_config(ROOT / "configs" / "msm_scannet.yaml", TrainConfig)
+    o = c.optimizer
+    assert (o.lr, o.betas, o.weight_decay, o.epochs, o.warmup_epochs) == (0.0015, (0.9, 0.95), 0.05, 1800, 60)
+    assert (c.data.batch_size, c.data.voxel_size, c.objective.options.mask_ratio) == (12, 0.02, 0.4)
+    assert c.objective.options.momentum == (0.996, 1.0) and c.objective.options.max_voxels == 240_000
+    assert c.model.options.drop_path == 0.4 and c.model.options.channels == (32, 64, 128, 256, 384)
+
+
+def test_the_library_in_three_lines(folder, tmp_path):
+    write_ply(tmp_path / "scan.ply", room(1, 300))
+    scene = pcssl.read_scene(tmp_path / "scan.ply")
+    model = pcssl.load_model(folder / "out" / "checkpoint.pt")
+    assert model.extract(scene).features.shape == (300, 24)
+
+
+def test_real_scan_from_raw_layout_to_features(folder, real_scans, tmp_path):
+    """The lounge scan: prepared like ScanNet, pre-trained on, and a feature for each of its points."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "holo0000_00").symlink_to(real_scans / "holo0000_00")
+    assert main(["prepare", "scannet", "--raw", str(raw), "--out", str(tmp_path / "data"), "--workers", "0"]) == 0
+    run = [
+        "train", str(folder / "tiny.yaml"), f"output={tmp_path / 'run'}", f"data.dataset={{name: folder, root: {tmp_path / 'data'}}}",
+        "data.voxel_size=0.1", "data.batch_size=1", "optimizer.epochs=2", "probe.after_training=false",
+    ]
+    assert main(run) == 0
+    scan = real_scans / "holo0000_00" / "holo0000_00_vh_clean_2.ply"
+    arguments = ["--checkpoint", str(tmp_path / "run" / "checkpoint.pt"), "--out", str(tmp_path / "f.npz"), "--device", "cpu"]
+    assert main(["extract", str(scan), *arguments, "--picture", str(tmp_path / "pca.png")]) == 0
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["features"].shape == (99_183, 24) and np.isfinite(file["features"]).all()
