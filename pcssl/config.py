@@ -30,7 +30,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -338,14 +338,15 @@ def _entry_hints(hint: Any, name: _Node | None) -> Callable[[str], Any]:
         if isinstance(member, type) and is_dataclass(member):
             return _hints(member).get
         if get_origin(member) is dict:
-            return lambda key, value=get_args(member)[1]: value
+            value = get_args(member)[1]
+            return lambda key: value
     return lambda key: None
 
 
 # ---------------------------------------------------------------- building
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hints(schema: type) -> dict[str, Any]:
     return get_type_hints(schema, include_extras=True)
 

@@ -33,7 +33,7 @@ class Scene:
     def __len__(self) -> int:
         return self.coord.shape[0]
 
-    def __getitem__(self, rows: Tensor) -> "Scene":
+    def __getitem__(self, rows: Tensor) -> Scene:
         """The same scene with only these rows: (M,) int64 indices or an (N,) bool mask."""
 
         def take(x: Tensor | None) -> Tensor | None:
@@ -49,7 +49,7 @@ class Scene:
             filled=self.filled,
         )
 
-    def check(self) -> "Scene":
+    def check(self) -> Scene:
         """Raise ValueError unless shapes and dtypes are as documented; return self."""
         n = len(self)
         expected = {

@@ -28,13 +28,13 @@ class Points:
     normal: Tensor
 
     @classmethod
-    def from_scene(cls, scene: Scene) -> "Points":
+    def from_scene(cls, scene: Scene) -> Points:
         """ValueError when the scene has no colour or normals (readers fill them in)."""
         if scene.color is None or scene.normal is None:
             raise ValueError(f"scene {scene.name!r} needs color and normal")
         return cls(scene.coord, scene.coord, scene.color.float(), scene.normal)
 
-    def __getitem__(self, rows: Tensor) -> "Points":
+    def __getitem__(self, rows: Tensor) -> Points:
         return Points(self.coord[rows], self.origin[rows], self.color[rows], self.normal[rows])
 
 

@@ -242,19 +242,16 @@ class HUNet(nn.Module):
         """
         curves = self._curves()
         filled = [_Fill(level.geometry, geometry) for level, geometry in zip(encoded, geometries)]
-        token = list(reversed(tokens)) if tokens is not None else [None] * len(encoded)
-        rising = list(reversed(range(len(encoded))))
-        levels: list[SparseTensor] = []
-        for step, i in enumerate(rising):
-            if step == 0:
-                features = filled[i](self.decoder_init_norm(encoded[i].features), token[0])
-            else:
-                norm, conv = self.up[step - 1]
-                up = conv(x.replace(norm(x.features)), geometries[i]).features
-                skip = filled[i](self.linears_skip[step - 1](encoded[i].features), token[step])
-                features = self.skip[step - 1](up) + skip
-            x = SparseTensor(features, geometries[i])
-            x = self._stage(x, self.resnet_dec[step], self.att_dec[step], curves)
+        token = tokens if tokens is not None else [None] * len(encoded)
+        features = filled[-1](self.decoder_init_norm(encoded[-1].features), token[-1])
+        x = self._stage(SparseTensor(features, geometries[-1]), self.resnet_dec[0], self.att_dec[0], curves)
+        levels = [x]
+        for step, i in enumerate(reversed(range(len(encoded) - 1))):
+            norm, conv = self.up[step]
+            up = conv(x.replace(norm(x.features)), geometries[i]).features
+            skip = filled[i](self.linears_skip[step](encoded[i].features), token[i])
+            x = SparseTensor(self.skip[step](up) + skip, geometries[i])
+            x = self._stage(x, self.resnet_dec[step + 1], self.att_dec[step + 1], curves)
             levels.insert(0, x)
         return levels
 

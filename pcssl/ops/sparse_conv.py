@@ -30,7 +30,7 @@ class KernelMap:
         return [(out, self.table[k].index_select(0, out).long()) for k, out in enumerate(found)]
 
     @cached_property
-    def transposed(self) -> "KernelMap":
+    def transposed(self) -> KernelMap:
         """The map from outputs back to inputs: what a transposed convolution walks."""
         table = torch.full((self.table.shape[0], self.num_in), -1, dtype=torch.int32, device=self.table.device)
         for k, (out, into) in enumerate(self.pairs):

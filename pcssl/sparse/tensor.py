@@ -59,7 +59,7 @@ class Geometry:
         at = lookup(self.sorted_keys, pack_keys(coords))
         return torch.where(at >= 0, self.order[at.clamp(min=0)], -1) if len(self) else at
 
-    def coarser(self) -> tuple["Geometry", Tensor]:
+    def coarser(self) -> tuple[Geometry, Tensor]:
         """The next level (stride doubled), and (N,) int64: the coarse row of every voxel here."""
 
         def make() -> tuple[Geometry, Tensor]:
@@ -82,7 +82,7 @@ class Geometry:
             ("down", kernel, dilation), lambda: self._map_to(self.coarser()[0], kernel, stride=2, dilation=dilation)
         )
 
-    def _map_to(self, out: "Geometry", kernel: int, stride: int, dilation: int) -> KernelMap:
+    def _map_to(self, out: Geometry, kernel: int, stride: int, dilation: int) -> KernelMap:
         table = current_engine().neighbor_table(out.coords, self.sorted_keys, self.order, kernel, stride, dilation)
         return KernelMap(table, len(self))
 
@@ -128,7 +128,7 @@ class SparseTensor:
             )
 
     @classmethod
-    def from_coords(cls, features: Tensor, coords: Tensor, stride: int = 1) -> "SparseTensor":
+    def from_coords(cls, features: Tensor, coords: Tensor, stride: int = 1) -> SparseTensor:
         """Features (N, C) at voxels (N, 4) int32 [batch, x, y, z]."""
         return cls(features, Geometry(coords, stride))
 
@@ -144,6 +144,6 @@ class SparseTensor:
     def stride(self) -> int:
         return self.geometry.stride
 
-    def replace(self, features: Tensor) -> "SparseTensor":
+    def replace(self, features: Tensor) -> SparseTensor:
         """Other features on the same voxels."""
         return SparseTensor(features, self.geometry)

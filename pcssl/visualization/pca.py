@@ -30,7 +30,7 @@ class PCAColors:
         self.low: Tensor | None = None  # (3,)
         self.high: Tensor | None = None  # (3,)
 
-    def fit(self, features: Tensor | Sequence[Tensor], rows: int = 20_000, seed: int = 0) -> "PCAColors":
+    def fit(self, features: Tensor | Sequence[Tensor], rows: int = 20_000, seed: int = 0) -> PCAColors:
         """Fit on the features of one scene, (N, D), or of several; return self.
 
         rows: how many rows to look at, drawn at random, the same number from each scene.

@@ -6,7 +6,7 @@ left out, so the same recipe gives sparse and crowded rooms.
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 

@@ -7,10 +7,10 @@ import multiprocessing
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Callable
 
 from pcssl.data.rooms.generate import generate_room
 from pcssl.data.rooms.write import scene_name, write_label_table, write_manifest, write_scene, write_splits
@@ -110,7 +110,7 @@ def _collect(running: dict[Connection, BaseProcess], done: Callable[[int], None]
                 running[receive].join()
                 code = running[receive].exitcode
                 if code:
-                    raise RuntimeError(f"rooms: a worker ended with exit code {code}; finished scenes are kept")
+                    raise RuntimeError(f"rooms: a worker ended with exit code {code}; finished scenes are kept") from None
 
 
 class _Progress:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Iterable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,10 +28,10 @@ class Footprint(NamedTuple):
         local = [(i * self.half_w, j * self.half_d) for i, j in signs]
         return np.array([(self.x + c * a - s * b, self.y + s * a + c * b) for a, b in local])
 
-    def grown(self, by: float) -> "Footprint":
+    def grown(self, by: float) -> Footprint:
         return self._replace(half_w=self.half_w + by, half_d=self.half_d + by)
 
-    def overlaps(self, other: "Footprint") -> bool:
+    def overlaps(self, other: Footprint) -> bool:
         """Separating axis test; touching is not overlapping."""
         mine, theirs = self.corners(), other.corners()
         for angle in (self.angle, self.angle + np.pi / 2, other.angle, other.angle + np.pi / 2):
@@ -56,7 +57,7 @@ class Rect(NamedTuple):
     z0: float
     z1: float
 
-    def overlaps(self, other: "Rect") -> bool:
+    def overlaps(self, other: Rect) -> bool:
         along = self.u0 < other.u1 and other.u0 < self.u1
         return along and self.z0 < other.z1 and other.z0 < self.z1
 

@@ -7,7 +7,8 @@ the distance of neighbouring vertices. Patches do not share vertices along sharp
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
