@@ -10,11 +10,12 @@ import torch
 
 torch.set_num_threads(1)  # small tensors: threads only get in each other's way
 
+REAL = Path(os.environ.get("PCSSL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
 
 @pytest.fixture(scope="session")
 def real_scans() -> Path:
     """Folder of real scans: $PCSSL_TEST_DATA, or shared/data beside the repository."""
-    folder = Path(os.environ.get("PCSSL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real scans at {folder}; set PCSSL_TEST_DATA to try them")
-    return folder
+    if not REAL.is_dir():
+        pytest.skip(f"no real scans at {REAL}; set PCSSL_TEST_DATA to their folder")
+    return REAL

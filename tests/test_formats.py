@@ -13,9 +13,6 @@ from pcssl.data.formats import read_scene, write_ply
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 
-REAL = Path(os.environ.get("PCSSL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real scans; set PCSSL_TEST_DATA to their folder")
-
 
 @pytest.fixture(autouse=True)
 def warnings_are_errors():
@@ -308,14 +305,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.ply"]
 
 
-@needs_real
-def test_real_scans():
-    lounge = read_scene(REAL / "holo0000_00" / "holo0000_00_vh_clean_2.ply")
+def test_real_scans(real_scans):
+    lounge = read_scene(real_scans / "holo0000_00" / "holo0000_00_vh_clean_2.ply")
     assert len(lounge) == 99_183 and lounge.filled == ()
     floor = lounge.coord[:, 2].abs() < 0.02
     assert floor.sum() > 1000 and lounge.normal[floor, 2].median() > 0.95
-    ceiling = read_scene(REAL / "scans" / "ceiling_470_map.ply")
+    ceiling = read_scene(real_scans / "scans" / "ceiling_470_map.ply")
     assert ceiling.filled == ("normal",)
     top = ceiling.coord[:, 2] > ceiling.coord[:, 2].quantile(0.95)
     assert ceiling.normal[top, 2].median() < -0.9
-    assert read_scene(REAL / "scans" / "wall_patch.ply").filled == ()
+    assert read_scene(real_scans / "scans" / "wall_patch.ply").filled == ()

@@ -26,8 +26,6 @@ from pcssl.data.scannet_classes import (
 from pcssl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-REAL = Path(os.environ.get("PCSSL_TEST_DATA", ROOT.parent / "shared" / "data"))
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real scans; set PCSSL_TEST_DATA to their folder")
 
 # 6 vertices in 4 segments: 7 and 9 are a chair, 100000 is a wall, 5 is annotated by nobody.
 SEGMENT_OF_VERTEX = [7, 7, 9, 100000, 100000, 5]
@@ -433,9 +431,8 @@ def test_rooms_command_hands_its_options_on(raw, tmp_path, monkeypatch):
     assert (out / "train" / "scene0000_00" / "segment200.npy").exists()
 
 
-@needs_real
-def test_real_lounge(tmp_path):
-    summary = prepare(REAL, tmp_path)
+def test_real_lounge(real_scans, tmp_path):
+    summary = prepare(real_scans, tmp_path)
     assert summary.prepared == summary.unlabelled == ["holo0000_00"]
     got = load(tmp_path / "train" / "holo0000_00")
     assert {name: a.shape for name, a in got.items()} == dict.fromkeys(("coord", "color", "normal"), (99_183, 3))
