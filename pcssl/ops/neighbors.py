@@ -35,10 +35,24 @@ def neighbor_table(
     """
     base = out_coords.clone()
     base[:, 1:] *= stride
+    base_keys = pack_keys(base)
     offsets = kernel_offsets(kernel, dilation)
     table = torch.empty(len(offsets), len(base), dtype=torch.int32, device=base.device)
     # One more entry, so that position -1 (absent) reads row -1.
     rows = torch.cat([order, order.new_full((1,), -1)]).int()
-    for k, keys in enumerate(shifted_keys(base, pack_keys(base), offsets)):
+    # Where the outputs are the inputs, offset -o is the mirror image of offset o.
+    mirrored = (
+        kernel % 2 == 1
+        and stride == 1
+        and base_keys.shape == sorted_keys.shape
+        and torch.equal(base_keys[order], sorted_keys)
+    )
+    searched = offsets[: len(offsets) // 2 + 1] if mirrored else offsets
+    for k, keys in enumerate(shifted_keys(base, base_keys, searched)):
         table[k] = rows[lookup(sorted_keys, keys)]
+    for k in range(len(searched), len(offsets)):
+        into = table[len(offsets) - 1 - k]
+        out = torch.nonzero(into >= 0)[:, 0]
+        table[k] = -1
+        table[k, into[out].long()] = out.int()
     return table
