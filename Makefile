@@ -14,8 +14,9 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "pcssl needs Python 3.10 to 3.13; $(PYTHON) is another. Try: make install PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" numpy
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" numpy "scikit-build-core>=0.10" cmake ninja
+	@# Built with the torch that is there: an isolated build would install a second one first.
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	@touch $@
 
 train: install

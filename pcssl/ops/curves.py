@@ -16,18 +16,23 @@ def curve_codes(coords: Tensor, curve: str, depth: int = DEPTH) -> Tensor:
     curve: one of CURVES; "yxz" swaps the first two axes. depth: bits an axis, at most 16.
     Returns (N,) int64 with the batch index above the lowest 3 * depth bits.
     """
-    if curve not in CURVES:
-        raise ValueError(f"unknown curve {curve!r}; known: {', '.join(CURVES)}")
-    if not 1 <= depth <= DEPTH:
-        raise ValueError(f"depth must be 1..{DEPTH}, got {depth}")
     batch, axes = coords[:, 0].long(), coords[:, 1:].long()
-    if axes.numel() and (int(axes.min()) < 0 or int(axes.max()) >= 1 << depth):
-        raise ValueError(f"curve coordinates must be 0..{(1 << depth) - 1}, got {int(axes.min())}..{int(axes.max())}")
+    check_curve(curve, depth, *([int(axes.min()), int(axes.max())] if axes.numel() else [0, 0]))
     if curve.startswith("yxz"):
         axes = axes[:, [1, 0, 2]]
     if curve.endswith("hilbert"):
         axes = _hilbert_transpose(axes, depth)
     return (batch << (3 * depth)) | _interleave(axes, hilbert=curve.endswith("hilbert"))
+
+
+def check_curve(curve: str, depth: int, low: int, high: int) -> None:
+    """ValueError if there is no such curve or coordinates low..high do not fit it."""
+    if curve not in CURVES:
+        raise ValueError(f"unknown curve {curve!r}; known: {', '.join(CURVES)}")
+    if not 1 <= depth <= DEPTH:
+        raise ValueError(f"depth must be 1..{DEPTH}, got {depth}")
+    if low < 0 or high >= 1 << depth:
+        raise ValueError(f"curve coordinates must be 0..{(1 << depth) - 1}, got {low}..{high}")
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def interpolate(
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
     if features.shape[0] == 0 or len(points) == 0:
         return features.new_zeros(len(points), features.shape[1])
-    position = _released_position(coords, points, batch) if mode == "msm" else points - 0.5
+    position = released_position(coords, points, batch) if mode == "msm" else points - 0.5
     rows, distance = _corners(position, batch, sorted_keys, order)
     found = rows >= 0
     weights = (1 - distance).prod(2) * found
@@ -81,7 +81,8 @@ def _corner_keys(low: Tensor, batch: Tensor, corners: list[tuple[int, int, int]]
         yield keys(cell).masked_fill((cell != moved).any(1), -1)
 
 
-def _released_position(coords: Tensor, points: Tensor, batch: Tensor) -> Tensor:
+def released_position(coords: Tensor, points: Tensor, batch: Tensor) -> Tensor:
+    """Where mode "msm" reads, with whole numbers at voxel centres."""
     scenes = int(max(coords[:, 0].max(), batch.max())) + 1
     extent = coords.new_zeros(scenes, 3).scatter_reduce(
         0, coords[:, :1].long().expand(-1, 3), coords[:, 1:], "amax", include_self=True

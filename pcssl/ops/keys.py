@@ -23,7 +23,7 @@ def pack_keys(coords: Tensor) -> Tensor:
     if coords.ndim != 2 or coords.shape[1] != 4 or coords.is_floating_point():
         raise ValueError(f"coords must be (N, 4) integers, got {tuple(coords.shape)} {coords.dtype}")
     if coords.shape[0]:
-        _check_range(coords)
+        check_range(coords.amin(0).tolist(), coords.amax(0).tolist())
     b, x, y, z = coords.long().unbind(1)
     low = KEY_RANGE[0]
     return (((((b << AXIS_BITS) + (x - low)) << AXIS_BITS) + (y - low)) << AXIS_BITS) + (z - low)
@@ -69,8 +69,8 @@ def lookup(sorted_keys: Tensor, queries: Tensor) -> Tensor:
     return at.masked_fill_(sorted_keys[at] != queries, -1)
 
 
-def _check_range(coords: Tensor) -> None:
-    low, high = coords.amin(0).tolist(), coords.amax(0).tolist()
+def check_range(low: list[int], high: list[int]) -> None:
+    """ValueError if voxels whose [batch, x, y, z] are within low..high have no keys."""
     if low[0] < 0 or high[0] > MAX_BATCH:
         raise ValueError(f"batch index {low[0]}..{high[0]} is outside 0..{MAX_BATCH}")
     if min(low[1:]) < KEY_RANGE[0] or max(high[1:]) > KEY_RANGE[1]:

@@ -14,13 +14,8 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tens
     values: (N, C) floating point. offsets: (S + 1,) int64, rising from 0 to N.
     reduce: "sum", "mean" or "max". Returns (S, C); an empty segment gives 0.
     """
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce must be one of {REDUCTIONS}, got {reduce!r}")
-    if offsets.ndim != 1 or offsets.numel() == 0 or int(offsets[-1]) != values.shape[0] or int(offsets[0]) != 0:
-        raise ValueError(f"offsets must rise from 0 to {values.shape[0]} rows")
+    check_segments(values, offsets, reduce)
     lengths = offsets.diff()
-    if bool((lengths < 0).any()):
-        raise ValueError("offsets must not fall")
     count = lengths.numel()
     segment = torch.repeat_interleave(torch.arange(count, device=values.device), lengths)
     out = values.new_zeros(count, *values.shape[1:])
@@ -29,3 +24,13 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tens
         return out.scatter_reduce(0, index, values, "amax", include_self=False)
     out = out.index_add(0, segment, values)
     return out if reduce == "sum" else out / lengths.clamp(min=1)[:, None].to(values.dtype)
+
+
+def check_segments(values: Tensor, offsets: Tensor, reduce: str) -> None:
+    """ValueError if there is no such reduction or the offsets are not segments of `values`."""
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {REDUCTIONS}, got {reduce!r}")
+    if offsets.ndim != 1 or offsets.numel() == 0 or int(offsets[-1]) != values.shape[0] or int(offsets[0]) != 0:
+        raise ValueError(f"offsets must rise from 0 to {values.shape[0]} rows")
+    if bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError("offsets must not fall")

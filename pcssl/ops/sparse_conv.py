@@ -11,13 +11,17 @@ from torch import Tensor
 class KernelMap:
     """Which input row each kernel offset of each output row reads, and the same as row pairs.
 
-    table: (K, N_out) int32, -1 where there is no input voxel. num_in: rows of the input.
+    table: (K, N_out) int32, -1 where there is no input voxel; an offset names an input row at
+        most once. num_in: rows of the input.
+    symmetric: the table read with its offsets from last to first is its own transpose, as for
+        odd kernels from a set of voxels to itself.
     Maps are built once per geometry and shared by every layer, direction and network on it.
     """
 
-    def __init__(self, table: Tensor, num_in: int):
+    def __init__(self, table: Tensor, num_in: int, symmetric: bool = False):
         self.table = table
         self.num_in = num_in
+        self.symmetric = symmetric
 
     @property
     def num_out(self) -> int:
@@ -32,10 +36,25 @@ class KernelMap:
     @cached_property
     def transposed(self) -> KernelMap:
         """The map from outputs back to inputs: what a transposed convolution walks."""
-        table = torch.full((self.table.shape[0], self.num_in), -1, dtype=torch.int32, device=self.table.device)
-        for k, (out, into) in enumerate(self.pairs):
-            table[k, into] = out.int()
-        return KernelMap(table, self.num_out)
+        if self.symmetric:
+            return KernelMap(self.table.flip(0), self.num_out, symmetric=True)
+        # One more column takes what has no input voxel.
+        table = self.table.new_full((self.table.shape[0], self.num_in + 1), -1)
+        into = torch.where(self.table >= 0, self.table, self.num_in).long()
+        rows = torch.arange(self.num_out, dtype=torch.int32, device=self.table.device)
+        table.scatter_(1, into, rows.expand_as(into))
+        return KernelMap(table[:, :-1].contiguous(), self.num_out)
+
+
+def check_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None) -> None:
+    """ValueError when shapes do not fit the map."""
+    k, c_in, c_out = weight.shape
+    if features.shape != (kernel_map.num_in, c_in):
+        raise ValueError(f"features are {tuple(features.shape)}, the map and weight want {(kernel_map.num_in, c_in)}")
+    if k != kernel_map.table.shape[0]:
+        raise ValueError(f"weight has {k} kernel offsets, the map {kernel_map.table.shape[0]}")
+    if bias is not None and bias.shape != (c_out,):
+        raise ValueError(f"bias is {tuple(bias.shape)}, the weight wants {(c_out,)}")
 
 
 def sparse_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None) -> Tensor:
@@ -46,11 +65,7 @@ def sparse_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: T
     autocast's dtype; sums over offsets and the weight gradient are float32 at least.
     Raises ValueError when shapes do not fit the map.
     """
-    k, c_in, _ = weight.shape
-    if features.shape != (kernel_map.num_in, c_in):
-        raise ValueError(f"features are {tuple(features.shape)}, the map and weight want {(kernel_map.num_in, c_in)}")
-    if k != kernel_map.table.shape[0]:
-        raise ValueError(f"weight has {k} kernel offsets, the map {kernel_map.table.shape[0]}")
+    check_conv(features, weight, kernel_map, bias)
     if torch.is_autocast_enabled(features.device.type):
         features = features.to(torch.get_autocast_dtype(features.device.type))
     out = _SparseConv.apply(features, weight, kernel_map)

@@ -3,13 +3,16 @@
 An engine is a table of functions with the signatures of `pcssl.ops`. `reference` is plain
 torch and always there. Another engine adds itself with `add_engine`; layers ask
 `current_engine()` at each call, so weights and geometries do not depend on the choice.
+Outside of `use_engine` it is the best one that is there.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from pcssl import ops
 from pcssl.errors import UserError
@@ -17,10 +20,16 @@ from pcssl.errors import UserError
 
 @dataclass(frozen=True)
 class Engine:
+    """Operators that an engine does not have are the reference's."""
+
     name: str
-    sparse_conv: Callable
-    neighbor_table: Callable
-    interpolate: Callable
+    sparse_conv: Callable = ops.sparse_conv
+    neighbor_table: Callable = ops.neighbor_table
+    interpolate: Callable = ops.interpolate
+    curve_codes: Callable = ops.curve_codes
+    voxelize: Callable = ops.voxelize
+    segment_reduce: Callable = ops.segment_reduce
+    nearest: Callable = ops.nearest
 
 
 PREFERENCE = ("native", "reference")  # what "auto" takes, first that is there
@@ -39,7 +48,7 @@ def available_engines() -> list[str]:
 
 
 def current_engine() -> Engine:
-    return _current[-1]
+    return _current[-1] if _current else _engines[best_engine()]
 
 
 @contextmanager
@@ -54,12 +63,24 @@ def use_engine(name: str) -> Iterator[Engine]:
         _current.pop()
 
 
-add_engine(Engine("reference", ops.sparse_conv, ops.neighbor_table, ops.interpolate))
-_current.append(_engines["reference"])
+add_engine(Engine("reference"))
 
 
 def best_engine(name: str = "auto") -> str:
     """The engine of a setting: "auto" is the first available of the preferred order."""
     if name != "auto":
         return name
-    return next(n for n in PREFERENCE if n in _engines)
+    best = next(n for n in PREFERENCE if n in _engines)
+    if best != PREFERENCE[0]:
+        _say_what_is_missing()
+    return best
+
+
+@cache
+def _say_what_is_missing() -> None:
+    """Once, because everything still works, only slower."""
+    print(
+        "pcssl: the compiled operators are not built, so plain torch runs instead, several times slower on a CPU; "
+        "install a C++20 compiler (g++ 11 or later) and run `pip install` again",
+        file=sys.stderr,
+    )

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pcssl.ops import curve_codes, lookup, pack_keys, unpack_keys
+from pcssl.ops import lookup, pack_keys, unpack_keys
 from pcssl.ops.keys import AXIS_BITS
 from pcssl.ops.sparse_conv import KernelMap
 from pcssl.sparse.engine import current_engine
@@ -84,7 +84,7 @@ class Geometry:
 
     def _map_to(self, out: Geometry, kernel: int, stride: int, dilation: int) -> KernelMap:
         table = current_engine().neighbor_table(out.coords, self.sorted_keys, self.order, kernel, stride, dilation)
-        return KernelMap(table, len(self))
+        return KernelMap(table, len(self), symmetric=out is self and kernel % 2 == 1)
 
     def curve_order(self, curve: str) -> Tensor:
         """(N,) int64 rows in the order of a space-filling curve, scene after scene.
@@ -96,7 +96,7 @@ class Geometry:
             coords = self.coords
             if len(self):
                 coords = torch.cat([coords[:, :1], coords[:, 1:] - coords[:, 1:].amin(0).clamp(max=0)], 1)
-            return torch.argsort(curve_codes(coords, curve), stable=True)
+            return torch.argsort(current_engine().curve_codes(coords, curve), stable=True)
 
         return self.cached(("curve", curve), make)
 

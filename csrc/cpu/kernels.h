@@ -1,0 +1,51 @@
+// The inner loops over channels, one set for each instruction set of the CPU.
+#pragma once
+
+#include <stdint.h>
+
+namespace pcssl {
+
+// Panels are copies of a few hundred feature rows, laid out so that `multiply` and `outer`
+// read them in order: they stay in the L2 cache, whatever the size of the scene.
+constexpr int kLeftStrip = 16;
+
+struct Kernels {
+  const char* name;
+  int lanes;         // floats in a vector
+  int tile_rows;     // rows that `multiply` keeps in registers
+  int strip;         // columns of a strip of packed weights
+  int outer_rows;    // `outer` keeps outer_rows x outer_strip sums in registers
+  int outer_strip;
+
+  // The entries >= 0 of table[0..n): their values to `into`, their places to `out`; how many.
+  // Both lists need room for n + 16.
+  int (*compact)(const int32_t* table, int n, int32_t* into, int32_t* out);
+
+  // Rows of `features` (., channels) to a panel [tile][chunk of lanes][tile_rows][lanes].
+  void (*gather_tiles)(const float* features, int64_t channels, const int32_t* rows, int count, float* panel);
+
+  // sums[out[r], 0..columns) += panel row r (depth) @ weight, for the rows r of a tile panel.
+  // weight: [strip][depth][strip columns]. sums: leading dimension ld, a multiple of lanes.
+  void (*multiply)(const float* panel, int count, int depth, const float* weight, int columns, const int32_t* out,
+                   float* sums, int64_t ld);
+
+  // Rows of `features` to a panel [strip][count][width], padded with zeros to whole strips:
+  // kLeftStrip wide for the left side of `outer`, outer_strip wide for the right side.
+  void (*gather_left)(const float* features, int64_t channels, const int32_t* rows, int count, float* panel);
+  void (*gather_right)(const float* features, int64_t channels, const int32_t* rows, int count, float* panel);
+
+  // sums (rows, ld) += left^T @ right over `count` rows. rows: a multiple of outer_rows.
+  void (*outer)(const float* left, int rows, const float* right, int columns, int count, float* sums, int64_t ld);
+
+  // y[0..n) += scale * x[0..n)
+  void (*add_scaled)(const float* x, float scale, int64_t n, float* y);
+};
+
+const Kernels* avx512_kernels();
+const Kernels* avx2_kernels();
+const Kernels* portable_kernels();
+
+// The best set this CPU can run, or the one chosen by `choose_kernels` or PCSSL_CPU.
+const Kernels& kernels();
+
+}  // namespace pcssl
