@@ -42,10 +42,10 @@ def golden_input(golden):
     return SparseTensor.from_coords(torch.from_numpy(golden["feat"]), coords)
 
 
-# The golden file was computed with a multi-threaded gather that read a wrong row in three places
-# of 52,000: (layer, kernel offset, output voxel, input voxel it should have read, the one it read).
-# Every other number of the file follows once these three reads are repeated; the test would find a
-# fourth. Voxels are [batch, x, y, z].
+# The golden file deviates from its own weights in three places, each explained by one row that one
+# gather of one layer read wrong (as a data race would): (layer, kernel offset, output voxel, input
+# voxel it should have read, the one it read). With these three reads repeated, every other number of
+# the file follows; the test would find a fourth. Voxels are [batch, x, y, z].
 MISREAD = (
     ("resnet_dec.1.0.conv1", (-1, -1, 0), (0, 3, 2, 2), (0, 2, 1, 2), (0, 1, 3, 0)),
     ("resnet_dec.3.0.conv1", (0, -1, -1), (0, 0, 10, 1), (0, 0, 9, 0), (1, 0, 17, 10)),
