@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ from pcssl.evaluation import (
 )
 from pcssl.evaluation.features import collect, sample_points
 from pcssl.models import HUNet
+from pcssl.sparse import available_engines, use_engine
+from pcssl.sparse.engine import _engines
 from pcssl.training import save_checkpoint
 
 
@@ -135,6 +138,24 @@ def test_features_are_the_same_in_chunks(model, monkeypatch):
     whole = model.extract(scene).features
     monkeypatch.setattr("pcssl.evaluation.features.CHUNK", 1000)
     assert torch.equal(model.extract(scene).features, whole)
+
+
+def test_extraction_runs_on_the_engine_the_caller_chose(model, monkeypatch):
+    """Also while a second extraction begins before the first has ended."""
+    used = []
+    for name in available_engines():
+        engine = _engines[name]
+
+        def spy(*args, engine=engine):
+            used.append(engine.name)
+            return engine.interpolate(*args)
+
+        monkeypatch.setitem(_engines, name, replace(engine, interpolate=spy))
+    with use_engine("reference"):
+        first = PointFeatures(model.backbone, 0.1).chunks(room())
+        next(first)
+        model.extract(room(1))
+    assert set(used) == {"reference"}
 
 
 def test_extraction_leaves_the_training_mode_alone(model):

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from pcssl.data.scene import Scene
 from pcssl.data.views import Points, voxel_view
-from pcssl.sparse import SparseTensor, use_engine
-from pcssl.sparse.engine import best_engine
+from pcssl.sparse import SparseTensor
 
 CHUNK = 65_536  # points read at once: bounds memory at wide features
 
@@ -41,16 +40,15 @@ class PointFeatures:
         coords = F.pad(view.index, (1, 0)).to(device)
         was_training = self.backbone.training
         self.backbone.eval()
-        with use_engine(best_engine()):
-            levels = self.backbone(SparseTensor.from_coords(view.features.to(device), coords))
-            self.backbone.train(was_training)
-            chosen = range(len(levels)) if self.levels is None else self.levels
-            points = ((scene.coord - view.shift) / self.voxel_size).to(device)
-            for start in range(0, len(points), CHUNK):
-                part = points[start : start + CHUNK]
-                batch = torch.zeros(len(part), dtype=torch.int64, device=device)
-                read = [levels[i].geometry.interpolate(levels[i].features, part, batch, self.mode) for i in chosen]
-                yield slice(start, start + len(part)), torch.cat(read, 1).float()
+        levels = self.backbone(SparseTensor.from_coords(view.features.to(device), coords))
+        self.backbone.train(was_training)
+        chosen = range(len(levels)) if self.levels is None else self.levels
+        points = ((scene.coord - view.shift) / self.voxel_size).to(device)
+        for start in range(0, len(points), CHUNK):
+            part = points[start : start + CHUNK]
+            batch = torch.zeros(len(part), dtype=torch.int64, device=device)
+            read = [levels[i].geometry.interpolate(levels[i].features, part, batch, self.mode) for i in chosen]
+            yield slice(start, start + len(part)), torch.cat(read, 1).float()
 
     def __call__(self, scene: Scene) -> Tensor:
         """(N, D) float32 features of all points, on the CPU."""
