@@ -1,7 +1,14 @@
 // The operators and their signatures; implementations register themselves in their own files.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(pcssl, m) {
+#ifdef PCSSL_EMULATE
+#define PCSSL_LIBRARY pcssl_emulated  // the CUDA operators on the CPU, for tests
+#else
+#define PCSSL_LIBRARY pcssl
+#endif
+#define PCSSL_EXPANDED(library, m) STABLE_TORCH_LIBRARY(library, m)
+
+PCSSL_EXPANDED(PCSSL_LIBRARY, m) {
   // back: the table of the transposed map, for the gradient; none where `table` flipped is that table.
   m.def("sparse_conv(Tensor features, Tensor weight, Tensor? bias, Tensor table, Tensor? back, bool flip) -> Tensor");
   m.def("sparse_conv_weight_grad(Tensor features, Tensor grad, Tensor table) -> Tensor");

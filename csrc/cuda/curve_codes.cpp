@@ -1,0 +1,21 @@
+#include "tensors.h"
+
+namespace pcssl::cuda {
+namespace {
+
+Tensor curve_codes(Tensor coords, bool swap, bool hilbert, int64_t depth) {
+  const int32_t* from = read<int32_t>(coords, 2, "coords");
+  STD_TORCH_CHECK(coords.size(1) == 4 && depth >= 1 && depth <= 16, "coords must be (N, 4), depth 1 to 16");
+  const Launch launch(coords);
+  const int64_t rows = coords.size(0);
+  Tensor result = make<int64_t>(coords, {rows});
+  launch.check(pcssl_cuda_curve_codes(from, rows, swap, hilbert, static_cast<int>(depth), write<int64_t>(result),
+                                      launch.stream()));
+  return result;
+}
+
+}  // namespace
+
+PCSSL_CUDA_OPERATORS(m) { m.impl("curve_codes", TORCH_BOX(&curve_codes)); }
+
+}  // namespace pcssl::cuda
