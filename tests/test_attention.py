@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pcssl.ops import CURVES, curve_codes
-from pcssl.sparse import Geometry, local_attention
+from pcssl.sparse import Geometry, local_attention, patch_attention
 
 HEADS, D = 2, 4
 
@@ -129,3 +129,44 @@ def test_no_voxels_attend_to_nothing():
 def test_a_window_holds_two_at_least(window):
     with pytest.raises(ValueError, match="window"):
         local_attention(*inputs_for(5), Geometry(scenes_of((5,))), "xyz_hilbert", window)
+
+
+def patches_of(coords, curve, patch, depth=16):
+    """The voxels that each voxel sees, patch by patch and scene by scene."""
+    codes, seen = curve_codes(coords, curve, depth), {}
+    for scene in coords[:, 0].unique():
+        rows = torch.nonzero(coords[:, 0] == scene)[:, 0]
+        rows = rows[codes[rows].argsort()].tolist()
+        for start in range(0, len(rows), patch):
+            members = rows[start : start + patch]
+            # The last patch is filled up with the same places of the one before.
+            filled = members + (rows[start - patch + len(members) : start] if start else [])
+            seen.update((row, filled) for row in members)
+    return seen
+
+
+@pytest.mark.parametrize("patch", [1, 4, 16, 23, 64, 1000])
+@pytest.mark.parametrize("sizes", [(40, 1, 17, 64, 3), (1,), (16, 32), (90,)], ids=str)
+def test_patches_see_themselves_alone(sizes, patch):
+    coords = scenes_of(sizes, low=0)
+    q, k, v = inputs_for(len(coords))
+    found = patch_attention(q, k, v, Geometry(coords), "yxz_hilbert", patch, depth=4)
+    expected = torch.empty_like(v)
+    for row, rows in patches_of(coords, "yxz_hilbert", patch, depth=4).items():
+        weights = (torch.einsum("hd,khd->hk", q[row], k[rows]) / D**0.5).softmax(1)
+        expected[row] = torch.einsum("hk,khd->hd", weights, v[rows])
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn(found.shape, generator=rng(2), dtype=found.dtype)
+    for a, b in zip(torch.autograd.grad(found, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad)):
+        torch.testing.assert_close(a, b)
+
+
+def test_patches_of_nothing():
+    empty = torch.zeros(0, HEADS, D)
+    assert patch_attention(empty, empty, empty, Geometry(torch.zeros(0, 4, dtype=torch.int32)), "xyz_hilbert", 8).shape == (0, HEADS, D)
+
+
+def test_patch_must_be_positive():
+    q, k, v = inputs_for(5)
+    with pytest.raises(ValueError, match="patch must be"):
+        patch_attention(q, k, v, Geometry(scenes_of((5,))), "xyz_hilbert", 0)

@@ -8,8 +8,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pcssl.ops import lookup, pack_keys, unpack_keys
+from pcssl.ops.curves import DEPTH
 from pcssl.ops.keys import AXIS_BITS
 from pcssl.ops.sparse_conv import KernelMap
 from pcssl.sparse.engine import current_engine
@@ -70,6 +72,18 @@ class Geometry:
 
         return self.cached(("coarser",), make)
 
+    def pool(self, features: Tensor, reduce: str = "max") -> SparseTensor:
+        """Features (N, C) reduced over the voxels of every cell of the next coarser level."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            coarse, parent = self.coarser()
+            counts = torch.bincount(parent, minlength=len(coarse))
+            return torch.argsort(parent, stable=True), F.pad(counts.cumsum(0), (1, 0))
+
+        order, offsets = self.cached(("children",), make)
+        pooled = current_engine().segment_reduce(features.index_select(0, order), offsets, reduce)
+        return SparseTensor(pooled, self.coarser()[0])
+
     def submanifold_map(self, kernel: int, dilation: int = 1) -> KernelMap:
         """From these voxels to themselves."""
         return self.cached(
@@ -86,8 +100,8 @@ class Geometry:
         table = current_engine().neighbor_table(out.coords, self.sorted_keys, self.order, kernel, stride, dilation)
         return KernelMap(table, len(self), symmetric=out is self and kernel % 2 == 1)
 
-    def curve_order(self, curve: str) -> Tensor:
-        """(N,) int64 rows in the order of a space-filling curve, scene after scene.
+    def curve_order(self, curve: str, depth: int = DEPTH) -> Tensor:
+        """(N,) int64 rows in the order of a space-filling curve of `depth` bits an axis, scene after scene.
 
         Curves need coordinates from 0 on: scenes that reach below are shifted as a whole.
         """
@@ -96,9 +110,9 @@ class Geometry:
             coords = self.coords
             if len(self):
                 coords = torch.cat([coords[:, :1], coords[:, 1:] - coords[:, 1:].amin(0).clamp(max=0)], 1)
-            return torch.argsort(current_engine().curve_codes(coords, curve), stable=True)
+            return torch.argsort(current_engine().curve_codes(coords, curve, depth), stable=True)
 
-        return self.cached(("curve", curve), make)
+        return self.cached(("curve", curve, depth), make)
 
     def scene_sizes(self) -> Tensor:
         """(B,) int64 voxels of each scene, in the order of their batch index; empty ones left out."""
