@@ -79,9 +79,9 @@ def _torch() -> Found:
 def _gpus() -> list[Found]:
     from torch import cuda
 
-    capability = "{}.{}".format
-    indices = range(cuda.device_count())
-    return [{"name": cuda.get_device_name(i), "capability": capability(*cuda.get_device_capability(i))} for i in indices]
+    names = [cuda.get_device_name(i) for i in range(cuda.device_count())]
+    capabilities = ["{}.{}".format(*cuda.get_device_capability(i)) for i in range(len(names))]
+    return [{"name": name, "capability": capability} for name, capability in zip(names, capabilities)]
 
 
 def _engines() -> dict[str, str | None]:

@@ -142,11 +142,14 @@ class _Masked:
         mask, order = self.rows
         # is_train: keep what the weight gradient needs. Not is_subm: that reads the way back off the forward masks.
         out, tiles, width = spconv_ops.implicit_gemm(
-            features, filters, self.table, [mask], [order], self.table.shape[1], self.filter, is_train=True, is_subm=False
-        )
+            features, filters, self.table, [mask], [order], self.table.shape[1], self.filter,
+            is_train=True, is_subm=False,
+        )  # fmt: skip
         return out, (tiles, width)
 
-    def backward(self, features: Tensor, filters: Tensor, grad: Tensor, kept: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
+    def backward(
+        self, features: Tensor, filters: Tensor, grad: Tensor, kept: tuple[Tensor, int]
+    ) -> tuple[Tensor, Tensor]:
         (mask, order), (back_mask, back_order), (tiles, width) = self.rows, self.back_rows, kept
         return spconv_ops.implicit_gemm_backward(
             features, filters, grad, self.table, self.back, [mask], [back_mask], [order], [back_order],
