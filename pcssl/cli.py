@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "probe": ("pcssl.commands.probe", "measure how good the features of a checkpoint are"),
     "benchmark": ("pcssl.commands.benchmark", "time the operators beside a matrix product and other engines"),
     "extract": ("pcssl.commands.extract", "write the features of scenes to files"),
+    "doctor": ("pcssl.commands.doctor", "say what is installed here, what runs, and how to get more"),
 }
 
 

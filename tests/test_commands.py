@@ -69,6 +69,22 @@ def test_probe_alone_gives_the_same_scores(folder, tmp_path, capsys):
     assert "random weights" in capsys.readouterr().out and not (tmp_path / "pictures").exists()
 
 
+def test_commands_run_on_the_engine_they_are_told(folder, tmp_path, monkeypatch):
+    from pcssl.sparse import conv, current_engine
+
+    used = set()
+    monkeypatch.setattr(conv, "current_engine", lambda: used.add(current_engine().name) or current_engine())
+    run = ["train", str(folder / "tiny.yaml"), f"output={tmp_path}", "optimizer.epochs=1", "optimizer.warmup_epochs=0"]
+    assert main([*run, "probe.pictures=0", "--engine", "reference"]) == 0
+    assert "engine: reference" in (tmp_path / "config.yaml").read_text()
+    checkpoint = ["--checkpoint", str(tmp_path / "checkpoint.pt"), "--engine", "reference", "--device", "cpu"]
+    assert main(["probe", *checkpoint, "--data", str(folder / "data.yaml"), "--out", str(tmp_path), "--pictures", "0"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["engine"] == "reference"
+    write_ply(tmp_path / "scan.ply", room(9, 300))
+    assert main(["extract", str(tmp_path / "scan.ply"), *checkpoint, "--out", str(tmp_path / "f.npz")]) == 0
+    assert used == {"reference"}
+
+
 def extract(folder, scan, *more, out=None):
     out = out or folder / "features.npz"
     checkpoint = str(folder / "out" / "checkpoint.pt")

@@ -13,6 +13,7 @@ import numpy as np
 from pcssl.data import read_scene
 from pcssl.errors import UserError
 from pcssl.evaluation import load_model
+from pcssl.sparse import use_engine
 from pcssl.training.trainer import pick_device
 from pcssl.visualization import PCAColors, contact_sheet, render_points, save_png
 
@@ -38,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--levels", type=_levels, metavar="0,1,...", help="levels to take, finest = 0 (default: all)")
     parser.add_argument("--half", action="store_true", help="store float16 instead of float32")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--engine", default="auto", help="auto, native, reference or spconv")
 
 
 def _levels(text: str) -> tuple[int, ...]:
@@ -66,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     for what in scene.filled:
         made = {"color": "a uniform grey", "normal": "estimated"}[what]
         print(f"pcssl extract: warning: {args.scan} has no {what}; it is {made}, the model was trained with it", file=sys.stderr)
-    features = model.extract(scene, args.levels).features
+    with use_engine(args.engine):
+        features = model.extract(scene, args.levels).features
     _write_npz(args.out, features=features.half().numpy() if args.half else features.numpy(), coord=scene.coord.numpy())
     print(f"features     {args.out} {tuple(features.shape)}")
     if args.picture:

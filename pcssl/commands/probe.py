@@ -18,6 +18,7 @@ from pcssl.config import Component, load_config
 from pcssl.data.datasets import SceneSource
 from pcssl.data.scannet_classes import SCANNET20_COLORS
 from pcssl.evaluation import PretrainedModel, ProbeConfig, load_model, probe
+from pcssl.sparse import current_engine, use_engine
 from pcssl.training.trainer import pick_device
 from pcssl.visualization import PCAColors, contact_sheet, label_colors, render_points, save_png
 
@@ -49,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset and protocol, for example configs/data/rooms.yaml")
     parser.add_argument("--out", type=Path, help="folder for the results (default: the checkpoint's)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--engine", default="auto", help="auto, native, reference or spconv")
     parser.add_argument("--pictures", type=int, default=3, metavar="N", help="val scenes to draw (default 3)")
 
 
@@ -58,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     # The checkpoint is opened first: a wrong path should not cost the making of a dataset.
     load_model(args.checkpoint)
     out = args.out or Path(args.checkpoint).parent
-    probe_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device, args.pictures)
+    with use_engine(args.engine):
+        probe_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device, args.pictures)
     return 0
 
 
@@ -72,6 +75,7 @@ def probe_and_report(
     found |= {
         "checkpoint": {"path": str(checkpoint), **model.card},
         "machine": {"platform": platform.platform(), "torch": str(torch.__version__), "threads": torch.get_num_threads()},
+        "engine": current_engine().name,
         "seconds": round(time.monotonic() - begin, 1),
     }
     _write_json(out / "results.json", found)

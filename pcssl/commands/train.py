@@ -10,6 +10,7 @@ from pathlib import Path
 from pcssl.commands.probe import probe_and_report
 from pcssl.config import load_config
 from pcssl.evaluation import ProbeConfig
+from pcssl.sparse import use_engine
 from pcssl.training import RunConfig, Stopped, pretrain
 
 _DESCRIPTION = """\
@@ -48,14 +49,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, for example configs/msm_rooms.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the run's folder, if there is one")
+    parser.add_argument("--engine", metavar="NAME", help="the same as engine=NAME: auto, native, reference or spconv")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, then probe if the config says so."""
-    config = load_config(args.config, TrainConfig, args.overrides)
+    chosen = [f"engine={args.engine}"] if args.engine else []
+    config = load_config(args.config, TrainConfig, [*args.overrides, *chosen])
+    with use_engine(config.engine):
+        return _train_and_probe(config, args.resume)
+
+
+def _train_and_probe(config: TrainConfig, resume: bool) -> int:
     data = config.data.dataset.build()
     try:
-        checkpoint = pretrain(config, data.scenes(config.data.split), args.resume)
+        checkpoint = pretrain(config, data.scenes(config.data.split), resume)
     except Stopped as stop:
         print(f"pcssl train: stopped; {stop}", file=sys.stderr)
         return 130

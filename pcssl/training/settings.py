@@ -30,6 +30,7 @@ class OptimizerConfig:
 class RunConfig:
     """output: folder of the run. device: "auto" takes the GPU when there is one.
     precision: "auto" is bf16 on a GPU that has it and fp32 elsewhere.
+    engine: "auto", "native", "reference" or "spconv", see docs/engines.md.
     log_every, checkpoint_every: steps. imports: modules of your own to import first.
     """
 
