@@ -27,6 +27,7 @@ class AugmentConfig:
     """scale: range of the factor. rotate_z, tilt: largest angle about z, and about x and y, in degrees.
     flip: probability, for x and y each. jitter, jitter_clip: metres. elastic: (granularity, magnitude)
     pairs in metres. color_*: strength; translation and noise as a part of 255.
+    drop_color, drop_normal: probability that a view has none, for models that must do without.
     """
 
     scale: tuple[float, float] = (0.9, 1.1)
@@ -47,6 +48,8 @@ class AugmentConfig:
     color_translation_probability: Probability = 0.95
     color_noise: Positive = 0.05
     color_noise_probability: Probability = 0.95
+    drop_color: Probability = 0.0
+    drop_normal: Probability = 0.0
 
 
 def augment(points: Points, config: AugmentConfig, rng: torch.Generator) -> Points:
@@ -68,7 +71,20 @@ def augment(points: Points, config: AugmentConfig, rng: torch.Generator) -> Poin
         color = (color + shift).clamp(0, 255)
     if chance(c.color_noise_probability, rng):
         color = (color + torch.randn(color.shape, generator=rng) * 255 * c.color_noise).clamp(0, 255)
-    return replace(points, color=color)
+    points = replace(points, color=color)
+    if chance(c.drop_color, rng):
+        points = drop_color(points)
+    return drop_normal(points) if chance(c.drop_normal, rng) else points
+
+
+def drop_color(points: Points) -> Points:
+    """The grey that becomes a feature of 0."""
+    return replace(points, color=torch.full_like(points.color, 127.5))
+
+
+def drop_normal(points: Points) -> Points:
+    """Zeros, which stay zeros as features."""
+    return replace(points, normal=torch.zeros_like(points.normal))
 
 
 def uniform(low: float, high: float, rng: torch.Generator) -> float:

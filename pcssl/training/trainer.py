@@ -18,13 +18,14 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from pcssl.config import dump_yaml, to_dict
+from pcssl.data.crops import SceneChange
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.objectives.base import Objective
 from pcssl.schedules import warmup_cosine
 from pcssl.sparse import use_engine
 from pcssl.sparse.engine import best_engine
-from pcssl.training.batches import StepBatches, iterate, steps_per_epoch
+from pcssl.training.batches import StepBatches, iterate, plan_batches
 from pcssl.training.checkpoint import load_checkpoint, load_state, save_checkpoint
 from pcssl.training.settings import OptimizerConfig, RunConfig
 
@@ -49,10 +50,11 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
     seed_everything(config.seed)
 
     backbone = config.model.build()
-    per_epoch = steps_per_epoch(len(scenes), config.data.batch_size)
-    total = per_epoch * config.optimizer.epochs
+    plan = plan_batches(scenes, config.data, config.optimizer.epochs, config.seed)
+    total = plan.total
     objective: Objective = config.objective.build(backbone, config.data, total).to(device)
-    batches = StepBatches(scenes, objective.sampler(), objective.collate, config.data.batch_size, config.seed)
+    change = SceneChange(config.data.crop, config.data.mix)
+    batches = StepBatches(scenes, objective.sampler(), objective.collate, plan.indices, config.seed, change)
     optimizer = make_optimizer(objective, config.optimizer)
     start = 0
     if path.exists():
@@ -73,12 +75,13 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
     autocast = pick_precision(config.precision, device)
     writer = SummaryWriter(str(output / "tensorboard"), purge_step=start)
     progress = Progress(total, start, config.log_every)
+    warmup = round(config.optimizer.warmup_epochs * plan.per_epoch)
     bad = 0
     objective.train()
     try:
         with use_engine(best_engine(config.engine)), stop_signal() as stop:
             for step, batch in iterate(batches, range(start, total), config.data.workers, device.type == "cuda"):
-                lr = warmup_cosine(step, round(config.optimizer.warmup_epochs * per_epoch), total, config.optimizer.lr)
+                lr = warmup_cosine(step, warmup, total, config.optimizer.lr)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 batch = batch.to(device)
