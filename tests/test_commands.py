@@ -55,7 +55,7 @@ probe: {{after_training: true, seeds: 1, train_points: 100, epochs: 5, pictures:
 def test_train_probes_and_draws(folder):
     found = json.loads((folder / "out" / "results.json").read_text())
     assert set(found["results"]) == {"trained", "random weights", "input features"}
-    assert found["classes"] == ["floor", "y wall", "x wall"] and found["protocol"]["train_points"] == 100
+    assert found["data"]["classes"] == ["floor", "y wall", "x wall"] and found["protocol"]["train_points"] == 100
     assert found["checkpoint"]["scenes"] == 4 and found["checkpoint"]["split"] == "train"
     with Image.open(folder / "out" / "pictures" / "features.png") as image:
         assert len(image.convert("RGB").resize((200, 60)).getcolors(100_000)) > 20

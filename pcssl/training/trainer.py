@@ -196,6 +196,7 @@ def _content(config: RunConfig, objective: Objective, optimizer, scenes, done: i
             "dataset": config.data.dataset.name,
             "split": config.data.split,
             "scenes": len(scenes),
+            "scene_names": list(getattr(scenes, "names", ())) or None,
             "voxel_size": config.data.voxel_size,
             "inputs": "colour / 127.5 - 1, normal",
             "torch": str(torch.__version__),
