@@ -106,6 +106,18 @@ def test_linear_probe_is_as_good_as_scipy_logistic_regression():
     assert abs(accuracy[0] - accuracy[1]) < 0.01
 
 
+def test_a_linear_probe_is_the_same_from_disk(monkeypatch):
+    x, y = torch.randn(900, 8), torch.randint(0, 3, (900,))
+    rows, columns = torch.arange(0, 900, 2), torch.tensor([1, 2, 5])
+    settings = {"rows": rows, "columns": columns, "epochs": 2, "min_steps": 20, "batch_size": 100}
+    kept = LinearProbe.fit(x, y, 3, **settings)
+    monkeypatch.setattr("pcssl.evaluation.linear.IN_MEMORY", 0)
+    streamed = LinearProbe.fit(x, y, 3, **settings)
+    torch.testing.assert_close(kept.layer.weight, streamed.layer.weight, atol=1e-5, rtol=1e-4)
+    alone = LinearProbe.fit(x[rows][:, columns], y[rows], 3, epochs=2, min_steps=20, batch_size=100)
+    torch.testing.assert_close(kept.layer.weight, alone.layer.weight, atol=1e-5, rtol=1e-4)
+
+
 def test_samples_are_class_aware():
     label = torch.tensor([0] * 900 + [1] * 60 + [2] * 5 + [-1] * 50)
     rows = sample_points(label, 100, torch.Generator().manual_seed(0))

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from pcssl.schedules import warmup_cosine
 
+IN_MEMORY = 250_000_000  # features that are standardised once and kept: 1 GB; more are read batch by batch
+
 
 @dataclass(frozen=True)
 class LinearProbe:
@@ -40,7 +42,7 @@ class LinearProbe:
         """Cross-entropy with AdamW, betas (0.9, 0.95), cosine with 1 % warm-up (settings of the paper's
         probe where it gives them).
 
-        features: (M, D) floating point, may lie on disk: only a batch is in memory at a time.
+        features: (M, D) floating point, may lie on disk: beyond 1 GB only a batch is in memory at a time.
         labels: (M,) int64 in 0..classes-1. rows, columns: use these only. epochs: over the rows, but at
         least `min_steps` steps, so that few labels are fitted as well as many.
         """
@@ -53,6 +55,15 @@ class LinearProbe:
             return found if columns is None else found[:, columns.to(device)]
 
         mean, std = _statistics(take, rows)
+
+        def standardised(some: Tensor) -> Tensor:
+            return (take(some) - mean) / std
+
+        if len(rows) * len(mean) <= IN_MEMORY:
+            kept, targets = standardised(rows), labels[rows].to(device)
+            rows = torch.arange(len(rows))
+        else:
+            kept = targets = None
         rng = torch.Generator().manual_seed(seed)
         layer = nn.Linear(len(mean), classes)
         nn.init.zeros_(layer.bias)
@@ -64,10 +75,15 @@ class LinearProbe:
         for step in range(total):
             if step % batches == 0:
                 order = rows[torch.randperm(len(rows), generator=rng)]
-            batch = order[(step % batches) * batch_size :][:batch_size].sort().values  # in the order of the disk
+            batch = order[(step % batches) * batch_size :][:batch_size]
+            if kept is not None:
+                x, y = kept[batch.to(device)], targets[batch.to(device)]
+            else:
+                batch = batch.sort().values  # in the order of the disk
+                x, y = standardised(batch), labels[batch].to(device)
             for group in optimizer.param_groups:
                 group["lr"] = warmup_cosine(step, total // 100, total, lr)
-            loss = F.cross_entropy(layer((take(batch) - mean) / std), labels[batch].to(device))
+            loss = F.cross_entropy(layer(x), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
