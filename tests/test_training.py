@@ -48,7 +48,8 @@ def config(output, **sections):
         "checkpoint_every": 3,
     }
     for key, value in sections.items():
-        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+        merged = isinstance(value, dict) and value.get("name") in (None, content[key].get("name"))
+        content[key] = {**content[key], **value} if merged else value
     return from_dict(content, TrainConfig, "test")
 
 

@@ -19,6 +19,7 @@ from pcssl.config import Component, load_config
 from pcssl.data.datasets import SceneSource
 from pcssl.data.scannet_classes import SCANNET20_COLORS
 from pcssl.evaluation import PretrainedModel, ProbeConfig, load_model, probe
+from pcssl.evaluation.ceilings import budget
 from pcssl.evaluation.report import markdown, ratios, table
 from pcssl.training.trainer import pick_device
 from pcssl.version import commit, pcssl_version
@@ -52,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override those of --data")
     parser.add_argument("--checkpoint", required=True, help="of `pcssl train`, or released MSM weights")
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset and protocol, for example configs/data/rooms.yaml")
-    parser.add_argument("--heads", metavar="A,B", help="linear, nn, few, clusters (default: those of --data)")
+    parser.add_argument("--heads", metavar="A,B", help="linear, nn, few, clusters, supervised, finetune (default: those of --data)")
     parser.add_argument("--levels", action="store_true", help="also every level alone, and all without it")
     parser.add_argument("--out", type=Path, help="folder for the results (default: the checkpoint's)")
     parser.add_argument("--cache", type=Path, help="folder for features (default: features/ in --out)")
@@ -84,13 +85,15 @@ def probe_and_report(
     """Probe a checkpoint on a dataset, write results.json, report.md and pictures to `out`, print the table."""
     begin = time.monotonic()
     model = load_model(checkpoint, pick_device(device))
+    trained_with_labels = sorted({"supervised", "finetune"} & set(config.heads))
     warnings = leakage(model.card, data.scenes(config.val_split), config.val_split)
     for warning in warnings:
         print(f"probe: warning: {warning}", file=sys.stderr)
-    found = probe(model, data, config, cache=cache or out / "features")
+    found = probe(model, data, config, cache=cache or out / "features", checkpoint=checkpoint)
     found |= {
         "warnings": warnings,
         "checkpoint": {"path": str(checkpoint), **{k: v for k, v in model.card.items() if k != "scene_names"}},
+        **({"labelled_training": budget(checkpoint)} if trained_with_labels else {}),
         "machine": describe_machine() | {"seconds": round(time.monotonic() - begin, 1)},
     }
     write_text(out / "results.json", json.dumps(found, indent=1) + "\n")

@@ -91,6 +91,15 @@ def weights_key(module: nn.Module, *settings: Any) -> str:
     return digest.hexdigest()
 
 
+def file_key(path: str | Path) -> str:
+    """Changes with the content of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
 def data_key(scenes: Sequence[Scene], label: str) -> str:
     """Changes with the names, the order, the size and the labels of the scenes."""
     digest = hashlib.sha256(label.encode())

@@ -17,7 +17,8 @@ from pcssl.config import Range
 from pcssl.data.datasets import SceneSource
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
-from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures, Sample, data_key
+from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures, Sample, data_key, file_key
+from pcssl.evaluation.ceilings import train_with_labels
 from pcssl.evaluation.clusters import KMeans, match_clusters
 from pcssl.evaluation.features import PointFeatures
 from pcssl.evaluation.linear import LinearProbe
@@ -27,13 +28,14 @@ from pcssl.evaluation.pretrained import PretrainedModel
 
 Count = Annotated[int, Range(1)]
 Part = Annotated[float, Range(0, 1, low_open=True)]
-Head = Literal["linear", "nn", "few", "clusters"]
+Head = Literal["linear", "nn", "few", "clusters", "supervised", "finetune"]
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
     """heads: linear and nn on all labels; few: both again on few labelled scenes and on few labelled points a
-        scene; clusters: k-means matched to the classes.
+        scene; clusters: k-means matched to the classes; supervised and finetune: the same network trained with
+        the labels for as many steps as the checkpoint's own run, from scratch and from the checkpoint.
     train_split, val_split: scenes to fit and to score on.
     train_points: class-aware sample a training scene, fixed for all seeds and heads.
     val_points: random points a val scene that the nearest neighbour is scored on, 0 = all; every
@@ -68,11 +70,13 @@ def probe(
     *,
     floors: bool = True,
     cache: Path | None = None,
+    checkpoint: str | Path | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Every head on a model, on random weights and on input features.
 
-    cache: folder that keeps features for the next call; None: they go when this one ends.
+    cache: folder that keeps features, and runs with labels, for the next call; None: they go when this one ends.
+    checkpoint: the file of the model, which the heads that train with labels need.
     Returns plain values: {"protocol": ..., "data": ..., "results": {source: {head: {"miou":
     {"mean", "std", "runs"}, ..., "iou": [per class], "confusion": counts of the first seed}}}}.
     Raises UserError when the dataset has no labels, or the val split none.
@@ -89,6 +93,9 @@ def probe(
             drawn = [_source(model.with_random_weights(seed)) for seed in range(config.seeds)]
             results["random weights"] = run.score("random weights", drawn)
             results["input features"] = run.score("input features", [InputFeatures()])
+        for kind in ("supervised", "finetune"):
+            if kind in config.heads:
+                results[kind] = run.with_labels(kind, checkpoint)
     described = {
         "root": str(data.root), "label": data.label, "classes": list(data.classes),
         "train_scenes": len(train), "val_scenes": len(val), "fingerprint": run.train_key[:16] + run.val_key[:16],
@@ -147,6 +154,20 @@ class _Run:
         line = ", ".join(f"{head} {100 * s['miou']['mean']:.1f}" for head, s in summary.items() if "/" not in head)
         self.say(f"probe: {name}: mIoU {line} ({time.monotonic() - begin:.0f} s)")
         return summary
+
+    def with_labels(self, kind: str, checkpoint: str | Path | None) -> dict[str, Any]:
+        """The head of a network that was trained with the labels, a run a seed."""
+        if checkpoint is None:
+            raise UserError(f"{kind} needs the checkpoint whose network and budget it takes")
+        begin, found = time.monotonic(), []
+        for seed in range(self.config.seeds):
+            where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key[:12]}-{seed}"
+            trained = train_with_labels(checkpoint, kind, self.train, self.data.label, self.classes, where, seed, self.device)
+            cache = FeatureCache(self.folder, _source(trained.model), self.train_key, self.val_key, self.config.train_points)
+            head = FittedHead((kind,), lambda x, trained=trained: [trained.predict(x)])
+            found += [matrix for _, matrix in self._confusions(cache, [head], kind)]
+        self.say(f"probe: {kind}: mIoU {100 * scores(found[0]).miou:.1f} ({time.monotonic() - begin:.0f} s)")
+        return {kind: _summary([scores(m) for m in found], found[0])}
 
     def _confusions(self, cache: FeatureCache, heads: list[FittedHead], name: str) -> Iterator[tuple[str, Tensor]]:
         """Per head and prediction its confusion matrix over all val scenes, which are read once."""

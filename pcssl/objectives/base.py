@@ -40,6 +40,10 @@ class Objective(nn.Module, ABC):
     def backbone(self) -> nn.Module:
         """The network that evaluation should use: a submodule of this one."""
 
+    def lr_factor(self, name: str) -> float:
+        """What the learning rate of the parameter called `name` is multiplied with."""
+        return 1.0
+
     def after_step(self, step: int) -> dict[str, float]:
         """Called after the optimizer's step number `step` (from 0); returns numbers to log."""
         return {}

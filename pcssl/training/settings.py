@@ -28,7 +28,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """output: folder of the run. device: "auto" takes the GPU when there is one.
+    """output: folder of the run. init: checkpoint whose backbone the run starts from. device: "auto" takes the GPU when there is one.
     precision: "auto" is bf16 on a GPU that has it and fp32 elsewhere.
     log_every, checkpoint_every: steps. imports: modules of your own to import first.
     """
@@ -39,6 +39,7 @@ class RunConfig:
     objective: Annotated[Any, Component("objective")]
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     seed: Annotated[int, Range(0)] = 0
+    init: str | None = None
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     engine: str = "auto"

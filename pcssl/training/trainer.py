@@ -26,7 +26,7 @@ from pcssl.schedules import warmup_cosine
 from pcssl.sparse import use_engine
 from pcssl.sparse.engine import best_engine
 from pcssl.training.batches import StepBatches, iterate, plan_batches
-from pcssl.training.checkpoint import load_checkpoint, load_state, save_checkpoint
+from pcssl.training.checkpoint import backbone_state, load_checkpoint, load_state, save_checkpoint
 from pcssl.training.settings import OptimizerConfig, RunConfig
 
 MAX_BAD_STEPS = 20
@@ -50,6 +50,8 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
     seed_everything(config.seed)
 
     backbone = config.model.build()
+    if config.init is not None:
+        load_state(backbone, backbone_state(load_checkpoint(config.init)), config.init)
     plan = plan_batches(scenes, config.data, config.optimizer.epochs, config.seed)
     total = plan.total
     objective: Objective = config.objective.build(backbone, config.data, total).to(device)
@@ -83,7 +85,7 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
             for step, batch in iterate(batches, range(start, total), config.data.workers, device.type == "cuda"):
                 lr = warmup_cosine(step, warmup, total, config.optimizer.lr)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group.get("factor", 1.0)
                 batch = batch.to(device)
                 with autocast:
                     values = objective(batch, step)
@@ -144,15 +146,19 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def make_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; only weights of linear maps and convolutions are decayed."""
-    decay, rest = [], []
+def make_optimizer(objective: Objective, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW; only weights of linear maps and convolutions are decayed. A group's `factor` scales its rate."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, p in objective.named_parameters():
         if p.requires_grad:
             is_matrix = p.ndim >= 2 and not name.endswith("gamma")
-            (decay if is_matrix else rest).append(p)
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+            groups.setdefault((is_matrix, objective.lr_factor(name)), []).append(p)
+    listed = [
+        {"params": params, "weight_decay": config.weight_decay if decay else 0.0, "factor": factor}
+        for (decay, factor), params in groups.items()
+        if params
+    ]
+    return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas)
 
 
 @contextlib.contextmanager
@@ -207,7 +213,7 @@ def _content(config: RunConfig, objective: Objective, optimizer, scenes, done: i
 def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, device: torch.device) -> int:
     content = load_checkpoint(path, device)
     then, now = content["config"], to_dict(config)
-    changed = [k for k in ("data", "model", "objective", "optimizer", "seed") if _without_workers(then[k]) != _without_workers(now[k])]
+    changed = [k for k in ("data", "model", "objective", "optimizer", "seed", "init") if _without_workers(then.get(k)) != _without_workers(now[k])]
     if changed:
         raise UserError(
             f"{path} was trained with another config ({', '.join(changed)} differ); "
