@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("pcssl.commands.prepare", "convert a dataset to the layout that training reads"),
     "train": ("pcssl.commands.train", "learn features without labels, from a config file"),
     "probe": ("pcssl.commands.probe", "measure how good the features of a checkpoint are"),
+    "health": ("pcssl.commands.health", "look at a checkpoint's features without labels: collapsed, constant, geometric?"),
     "compare": ("pcssl.commands.compare", "put the scores of two probes side by side"),
     "benchmark": ("pcssl.commands.benchmark", "time the operators beside a matrix product and other engines"),
     "extract": ("pcssl.commands.extract", "write the features of scenes to files"),

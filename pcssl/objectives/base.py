@@ -20,6 +20,9 @@ class Objective(nn.Module, ABC):
     `DataConfig` (voxel size, augmentation) and the number of steps of the whole run.
     """
 
+    watched: bool = False
+    """Set by the trainer on the steps whose numbers it logs: `forward` may add health metrics then."""
+
     @abstractmethod
     def sampler(self) -> Callable[[Scene, torch.Generator], Any]:
         """A picklable function that makes a training sample from a scene, on the CPU.

@@ -30,7 +30,8 @@ class OptimizerConfig:
 class RunConfig:
     """output: folder of the run. init: checkpoint whose backbone the run starts from. device: "auto" takes the GPU when there is one.
     precision: "auto" is bf16 on a GPU that has it and fp32 elsewhere.
-    log_every, checkpoint_every: steps. imports: modules of your own to import first.
+    log_every, checkpoint_every: steps. monitor_every: epochs between small probes during training, when
+        there are labels. imports: modules of your own to import first.
     """
 
     output: str
@@ -45,4 +46,5 @@ class RunConfig:
     engine: str = "auto"
     log_every: Annotated[int, Range(1)] = 20
     checkpoint_every: Annotated[int, Range(1)] = 500
+    monitor_every: Annotated[float, Range(0, low_open=True)] = 10.0
     imports: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,14 @@ class Stopped(Exception):
     """The run was asked to stop, and has saved where it is."""
 
 
-def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -> Path:
+Monitor = Callable[[nn.Module, int], dict[str, float]]
+
+
+def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, monitor: Monitor | None = None) -> Path:
     """Train as `config` says and return the path of the checkpoint.
+
+    monitor: called after every `config.monitor_every` epochs with the network to evaluate and the step; the
+        numbers it returns are logged. It must leave random state and gradients alone.
 
     Writes config.yaml, checkpoint.pt and TensorBoard files to config.output. With `resume` a
     checkpoint that lies there is continued, to the same numbers as an uninterrupted run on
@@ -87,6 +93,7 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group.get("factor", 1.0)
                 batch = batch.to(device)
+                objective.watched = progress.due(step)
                 with autocast:
                     values = objective(batch, step)
                 optimizer.zero_grad(set_to_none=True)
@@ -109,6 +116,9 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
                     for name, value in (progress.report(step) | extra).items():
                         writer.add_scalar(name, value, step)
                 done = step + 1
+                if monitor is not None and done % max(1, round(config.monitor_every * plan.per_epoch)) == 0:
+                    for name, value in monitor(objective.backbone(), done).items():
+                        writer.add_scalar(name, value, done)
                 if done % config.checkpoint_every == 0 or done == total or stop.is_set():
                     save(done)
                 if stop.is_set() and done < total:
