@@ -55,7 +55,7 @@ probe: {{after_training: true, seeds: 1, train_points: 100, epochs: 5, pictures:
 def test_train_probes_and_draws(folder):
     found = json.loads((folder / "out" / "results.json").read_text())
     assert set(found["results"]) == {"trained", "random weights", "input features"}
-    assert found["classes"] == ["floor", "y wall", "x wall"] and found["protocol"]["train_points"] == 100
+    assert found["data"]["classes"] == ["floor", "y wall", "x wall"] and found["protocol"]["train_points"] == 100
     assert found["checkpoint"]["scenes"] == 4 and found["checkpoint"]["split"] == "train"
     with Image.open(folder / "out" / "pictures" / "features.png") as image:
         assert len(image.convert("RGB").resize((200, 60)).getcolors(100_000)) > 20
@@ -79,7 +79,7 @@ def test_commands_run_on_the_engine_they_are_told(folder, tmp_path, monkeypatch)
     assert "engine: reference" in (tmp_path / "config.yaml").read_text()
     checkpoint = ["--checkpoint", str(tmp_path / "checkpoint.pt"), "--engine", "reference", "--device", "cpu"]
     assert main(["probe", *checkpoint, "--data", str(folder / "data.yaml"), "--out", str(tmp_path), "--pictures", "0"]) == 0
-    assert json.loads((tmp_path / "results.json").read_text())["engine"] == "reference"
+    assert json.loads((tmp_path / "results.json").read_text())["machine"]["engine"] == "reference"
     write_ply(tmp_path / "scan.ply", room(9, 300))
     assert main(["extract", str(tmp_path / "scan.ply"), *checkpoint, "--out", str(tmp_path / "f.npz")]) == 0
     assert used == {"reference"}

@@ -16,10 +16,11 @@ from pcssl.data.settings import DataConfig
 from pcssl.data.transforms import AugmentConfig
 from pcssl.data.views import Points, voxel_view
 from pcssl.models import HUNet
-from pcssl.objectives.msm import MSM, MSMConfig, feature_std, level_means
+from pcssl.objectives.msm import MSM, MSMConfig, level_means
 from pcssl.objectives.teacher import Teacher
 from pcssl.ops import nearest
 from pcssl.sparse import Geometry, SparseTensor
+from pcssl.statistics import feature_std
 
 STILL = AugmentConfig(
     scale=(1.0, 1.0), rotate_z=0, tilt=0, flip=0, jitter=0, elastic_probability=0, color_jitter_probability=0,

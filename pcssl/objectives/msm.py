@@ -32,6 +32,7 @@ from pcssl.ops import nearest
 from pcssl.registry import register
 from pcssl.schedules import cosine
 from pcssl.sparse import Geometry, SparseTensor
+from pcssl.statistics import effective_rank, feature_std, linear_r2
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ class MSM(Objective):
         predictions, seen = self.predict(batch)
         crop_origin = level_means(predictions[0].geometry, batch.origin[batch.crop], len(predictions))
         whole_origin = level_means(whole, batch.origin, len(targets))
+        whole_normal = level_means(whole, batch.features[:, 3:6], len(targets)) if self.watched else None
 
         out: dict[str, Tensor] = {}
         losses = []
@@ -220,9 +222,14 @@ class MSM(Objective):
             found = match >= 0
             out[f"matched/level{i}"] = found.float().mean() if len(rows) else found.new_zeros((), dtype=torch.float)
             if bool(found.any()):
-                loss = self._regress(self.predictors[i](prediction.features[rows[found]]), target.features[match[found]])
+                predicted, wanted = self.predictors[i](prediction.features[rows[found]]), target.features[match[found]]
+                loss = self._regress(predicted, wanted)
+                if self.watched:
+                    out[f"cosine/level{i}"] = self._agreement(predicted.detach(), wanted)
                 out[f"loss/level{i}"] = loss.detach()
                 losses.append(loss)
+            if self.watched:
+                out |= level_health(i, prediction.features, target.features, whole_origin[i], whole_normal[i])
         # Without a single pair (a scene of a few points) the step has no gradient but stays valid.
         out["loss"] = torch.stack(losses).mean() if losses else 0 * predictions[0].features.sum()
         return out
@@ -257,6 +264,10 @@ class MSM(Objective):
         reach = self.data.voxel_size * prediction.stride
         return nearest(origin[rows], prediction.batch[rows] ^ 1, target_origin, target.batch, reach)[0]
 
+    def _agreement(self, prediction: Tensor, target: Tensor) -> Tensor:
+        target = F.layer_norm(target.float(), target.shape[1:]) if self.config.normalize_targets else target.float()
+        return F.cosine_similarity(prediction.float(), target, dim=1).mean()
+
     def _regress(self, prediction: Tensor, target: Tensor) -> Tensor:
         prediction, target = prediction.float(), target.float()
         if self.config.normalize_targets:
@@ -266,6 +277,22 @@ class MSM(Objective):
         if self.config.loss == "mse":
             return F.mse_loss(prediction, target)
         return F.smooth_l1_loss(prediction, target)
+
+
+@torch.no_grad()
+def level_health(level: int, student: Tensor, teacher: Tensor, origin: Tensor, normal: Tensor) -> dict[str, Tensor]:
+    """Rank of both networks' features, and how well the teacher's tell height and normal, on at most 2048 voxels."""
+
+    def some(x: Tensor) -> Tensor:
+        return x.detach()[torch.linspace(0, len(x) - 1, min(len(x), 2048), device=x.device).long()]
+
+    teacher, origin, normal = some(teacher), some(origin), some(normal)
+    return {
+        f"rank/level{level}": effective_rank(teacher),
+        f"rank_student/level{level}": effective_rank(some(student)),
+        f"height_r2/level{level}": linear_r2(teacher, origin[:, 2:]),
+        f"normal_r2/level{level}": linear_r2(teacher, normal),
+    }
 
 
 def level_means(geometry: Geometry, values: Tensor, levels: int) -> list[Tensor]:
@@ -279,11 +306,3 @@ def level_means(geometry: Geometry, values: Tensor, levels: int) -> list[Tensor]
         means.append(total / count)
         geometry = coarse
     return means
-
-
-def feature_std(features: Tensor) -> Tensor:
-    """Spread of directions over voxels: 0 when all features are equal (collapse), about 1 when isotropic."""
-    if len(features) < 2:
-        return features.new_zeros(())
-    unit = F.normalize(features.float(), dim=1)
-    return unit.std(0).mean() * features.shape[1] ** 0.5

@@ -33,6 +33,7 @@ class Engine:
     voxelize: Callable = ops.voxelize
     segment_reduce: Callable = ops.segment_reduce
     nearest: Callable = ops.nearest
+    displace: Callable = ops.displace
 
 
 PREFERENCE = ("native", "reference")  # what "auto" takes, first that is there

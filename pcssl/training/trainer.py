@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,15 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from pcssl.config import dump_yaml, to_dict
+from pcssl.data.crops import SceneChange
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.objectives.base import Objective
 from pcssl.schedules import warmup_cosine
 from pcssl.sparse import use_engine
 from pcssl.sparse.engine import best_engine
-from pcssl.training.batches import StepBatches, iterate, steps_per_epoch
-from pcssl.training.checkpoint import load_checkpoint, load_state, save_checkpoint
+from pcssl.training.batches import StepBatches, iterate, plan_batches
+from pcssl.training.checkpoint import backbone_state, load_checkpoint, load_state, save_checkpoint
 from pcssl.training.settings import OptimizerConfig, RunConfig
 
 MAX_BAD_STEPS = 20
@@ -35,8 +36,14 @@ class Stopped(Exception):
     """The run was asked to stop, and has saved where it is."""
 
 
-def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -> Path:
+Monitor = Callable[[nn.Module, int], dict[str, float]]
+
+
+def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, monitor: Monitor | None = None) -> Path:
     """Train as `config` says and return the path of the checkpoint.
+
+    monitor: called after every `config.monitor_every` epochs with the network to evaluate and the step; the
+        numbers it returns are logged. It must leave random state and gradients alone.
 
     Writes config.yaml, checkpoint.pt and TensorBoard files to config.output. With `resume` a
     checkpoint that lies there is continued, to the same numbers as an uninterrupted run on
@@ -49,10 +56,13 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
     seed_everything(config.seed)
 
     backbone = config.model.build()
-    per_epoch = steps_per_epoch(len(scenes), config.data.batch_size)
-    total = per_epoch * config.optimizer.epochs
+    if config.init is not None:
+        load_state(backbone, backbone_state(load_checkpoint(config.init)), config.init)
+    plan = plan_batches(scenes, config.data, config.optimizer.epochs, config.seed)
+    total = plan.total
     objective: Objective = config.objective.build(backbone, config.data, total).to(device)
-    batches = StepBatches(scenes, objective.sampler(), objective.collate, config.data.batch_size, config.seed)
+    change = SceneChange(config.data.crop, config.data.mix)
+    batches = StepBatches(scenes, objective.sampler(), objective.collate, plan.indices, config.seed, change)
     optimizer = make_optimizer(objective, config.optimizer)
     start = 0
     if path.exists():
@@ -73,15 +83,17 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
     autocast = pick_precision(config.precision, device)
     writer = SummaryWriter(str(output / "tensorboard"), purge_step=start)
     progress = Progress(total, start, config.log_every)
+    warmup = round(config.optimizer.warmup_epochs * plan.per_epoch)
     bad = 0
     objective.train()
     try:
         with use_engine(best_engine(config.engine)), stop_signal() as stop:
             for step, batch in iterate(batches, range(start, total), config.data.workers, device.type == "cuda"):
-                lr = warmup_cosine(step, round(config.optimizer.warmup_epochs * per_epoch), total, config.optimizer.lr)
+                lr = warmup_cosine(step, warmup, total, config.optimizer.lr)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group.get("factor", 1.0)
                 batch = batch.to(device)
+                objective.watched = progress.due(step)
                 with autocast:
                     values = objective(batch, step)
                 optimizer.zero_grad(set_to_none=True)
@@ -104,6 +116,9 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
                     for name, value in (progress.report(step) | extra).items():
                         writer.add_scalar(name, value, step)
                 done = step + 1
+                if monitor is not None and done % max(1, round(config.monitor_every * plan.per_epoch)) == 0:
+                    for name, value in monitor(objective.backbone(), done).items():
+                        writer.add_scalar(name, value, done)
                 if done % config.checkpoint_every == 0 or done == total or stop.is_set():
                     save(done)
                 if stop.is_set() and done < total:
@@ -141,15 +156,19 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def make_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; only weights of linear maps and convolutions are decayed."""
-    decay, rest = [], []
+def make_optimizer(objective: Objective, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW; only weights of linear maps and convolutions are decayed. A group's `factor` scales its rate."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, p in objective.named_parameters():
         if p.requires_grad:
             is_matrix = p.ndim >= 2 and not name.endswith("gamma")
-            (decay if is_matrix else rest).append(p)
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+            groups.setdefault((is_matrix, objective.lr_factor(name)), []).append(p)
+    listed = [
+        {"params": params, "weight_decay": config.weight_decay if decay else 0.0, "factor": factor}
+        for (decay, factor), params in groups.items()
+        if params
+    ]
+    return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas)
 
 
 @contextlib.contextmanager
@@ -193,6 +212,7 @@ def _content(config: RunConfig, objective: Objective, optimizer, scenes, done: i
             "dataset": config.data.dataset.name,
             "split": config.data.split,
             "scenes": len(scenes),
+            "scene_names": list(getattr(scenes, "names", ())) or None,
             "voxel_size": config.data.voxel_size,
             "inputs": "colour / 127.5 - 1, normal",
             "torch": str(torch.__version__),
@@ -203,7 +223,7 @@ def _content(config: RunConfig, objective: Objective, optimizer, scenes, done: i
 def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, device: torch.device) -> int:
     content = load_checkpoint(path, device)
     then, now = content["config"], to_dict(config)
-    changed = [k for k in ("data", "model", "objective", "optimizer", "seed") if _without_workers(then[k]) != _without_workers(now[k])]
+    changed = [k for k in ("data", "model", "objective", "optimizer", "seed", "init") if _without_workers(then.get(k)) != _without_workers(now[k])]
     if changed:
         raise UserError(
             f"{path} was trained with another config ({', '.join(changed)} differ); "
