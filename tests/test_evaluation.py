@@ -318,6 +318,25 @@ def test_matching_is_the_best_of_all():
     assert sum(int(counts[match[c], c]) for c in range(4)) == best
 
 
+def test_instances_of_all_sources(model):
+    class WithInstances(Source):
+        classes = ("floor", "chair", "table")
+
+        def scenes(self, split):
+            found = super().scenes(split)
+            for scene in found:
+                scene.instance = scene.labels["segment20"].clone()
+            return found
+
+    settings = ProbeConfig(heads=("linear", "instances"), train_points=200, seeds=2, epochs=2, instance_radius=0.3)
+    found = probe(model, WithInstances(), settings, report=lambda line: None)["instances"]
+    assert set(found) == {"trained", "random weights", "input features"} and set(found["trained"]["classes"]) == {"chair", "table"}
+    # A wall is one instance, and its normal is an input.
+    assert found["input features"]["ap50"]["mean"] > 0.9
+    with pytest.raises(UserError, match="no instances"):
+        probe(model, Source(), settings)
+
+
 def test_each_level_alone_and_left_out(model):
     settings = ProbeConfig(heads=("linear",), train_points=100, epochs=2, seeds=1, levels=True)
     found = probe(model, Source(), settings, report=lambda line: None)["results"]

@@ -20,7 +20,7 @@ from pcssl.data.datasets import SceneSource
 from pcssl.data.scannet_classes import SCANNET20_COLORS
 from pcssl.evaluation import PretrainedModel, ProbeConfig, load_model, probe
 from pcssl.evaluation.ceilings import budget
-from pcssl.evaluation.report import markdown, ratios, table
+from pcssl.evaluation.report import instance_table, markdown, ratios, table
 from pcssl.sparse import current_engine, use_engine
 from pcssl.training.trainer import pick_device
 from pcssl.version import commit, pcssl_version
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override those of --data")
     parser.add_argument("--checkpoint", required=True, help="of `pcssl train`, or released MSM weights")
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset and protocol, for example configs/data/rooms.yaml")
-    parser.add_argument("--heads", metavar="A,B", help="linear, nn, few, clusters, supervised, finetune (default: those of --data)")
+    parser.add_argument("--heads", metavar="A,B", help="linear, nn, few, clusters, instances, supervised, finetune (default: those of --data)")
     parser.add_argument("--levels", action="store_true", help="also every level alone, and all without it")
     parser.add_argument("--out", type=Path, help="folder for the results (default: the checkpoint's)")
     parser.add_argument("--cache", type=Path, help="folder for features (default: features/ in --out)")
@@ -102,6 +102,8 @@ def probe_and_report(
     write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
     write_text(out / "report.md", markdown(found))
     print(table(found["results"]))
+    if "instances" in found:
+        print(instance_table(found["instances"]))
     for name, value in ratios(found["results"]).items():
         print(f"{name}: {value:.2f}")
     print(f"\nresults      {out / 'results.json'}\nreport       {out / 'report.md'}")

@@ -1,7 +1,7 @@
 """Features on disk, so that a backbone runs once a scene however many heads are tried on it.
 
     FOLDER/<key>/meta.json
-    FOLDER/<key>/sample/{features,labels,coord,normal,scene,even}.npy   rows of sampled points, scene after scene
+    FOLDER/<key>/sample/{features,labels,coord,offset,scene,even}.npy   rows of sampled points, scene after scene
     FOLDER/<key>/scenes/<number>.npz                                    the levels of whole scenes
 
 Of the scenes that heads are fitted on, a fixed sample of points is kept; of the scenes they are
@@ -28,25 +28,26 @@ from torch import Tensor, nn
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.evaluation.features import PointFeatures, SceneLevels, even_points, point_inputs, sample_points
+from pcssl.evaluation.instances import instance_offsets
 from pcssl.sparse import SparseTensor
 
 EVEN = 200  # random points a scene that are kept beside the class-aware ones, for probes with few labels
-_FIELDS = ("features", "labels", "coord", "normal", "scene", "even")
+_FIELDS = ("features", "labels", "coord", "offset", "scene", "even")
 
 
 @dataclass(frozen=True)
 class Sample:
     """Sampled points of many scenes; features stay on disk until their rows are taken.
 
-    features: (M, D) float16. labels: (M,) int64. coord: (M, 3) metres. normal: (M, 3).
-    scene: (M,) int64 number of the scene. even: (M,) int64, the place of a point in its scene's
+    features: (M, D) float16. labels: (M,) int64. coord: (M, 3) metres. offset: (M, 3) metres to the middle
+    of the point's instance, NaN where it has none. scene: (M,) int64 number of the scene. even: (M,) int64, the place of a point in its scene's
     class-blind draw, -1 for points of the class-aware one.
     """
 
     features: Tensor
     labels: Tensor
     coord: Tensor
-    normal: Tensor
+    offset: Tensor
     scene: Tensor
     even: Tensor
 
@@ -148,7 +149,7 @@ class FeatureCache:
             "features": half(self.source.sample(scene, rows), scene.name),
             "labels": known[rows].long(),
             "coord": scene.coord[rows],
-            "normal": scene.normal[rows] if scene.normal is not None else torch.zeros(len(rows), 3),
+            "offset": _offsets(scene)[rows],
             "scene": torch.full((len(rows),), number),
             "even": draw,
         }
@@ -188,6 +189,11 @@ class FeatureCache:
             levels = self.source.features.encode(scene)
             _save(path, lambda file: np.savez(file, **pack_levels(levels, scene.name)))
         yield from unpack_levels(path, self.source.features.mode).chunks(scene.coord)
+
+
+def _offsets(scene: Scene) -> Tensor:
+    none = scene.instance is None
+    return torch.full_like(scene.coord, torch.nan) if none else instance_offsets(scene.coord, scene.instance)
 
 
 def pack_levels(scene: SceneLevels, name: str) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures
 from pcssl.evaluation.ceilings import train_with_labels
 from pcssl.evaluation.clusters import KMeans, match_clusters
 from pcssl.evaluation.features import PointFeatures
+from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
 from pcssl.evaluation.metrics import Scores, confusion_matrix, scores
 from pcssl.evaluation.neighbors import NearestNeighborProbe
@@ -28,13 +29,14 @@ from pcssl.evaluation.pretrained import PretrainedModel
 
 Count = Annotated[int, Range(1)]
 Part = Annotated[float, Range(0, 1, low_open=True)]
-Head = Literal["linear", "nn", "few", "clusters", "supervised", "finetune"]
+Head = Literal["linear", "nn", "few", "clusters", "instances", "supervised", "finetune"]
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
     """heads: linear and nn on all labels; few: both again on few labelled scenes and on few labelled points a
-        scene; clusters: k-means matched to the classes; supervised and finetune: the same network trained with
+        scene; clusters: k-means matched to the classes; instances: grouping by linear heads, see
+        `pcssl.evaluation.instances`; supervised and finetune: the same network trained with
         the labels for as many steps as the checkpoint's own run, from scratch and from the checkpoint.
     train_split, val_split: scenes to fit and to score on.
     train_points: class-aware sample a training scene, fixed for all seeds and heads.
@@ -42,6 +44,7 @@ class ProbeConfig:
         other head is always scored on all points.
     database: most points that the nearest neighbour searches.
     few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels.
+    instance_radius: metres within which points of an instance touch.
     levels: also each level alone and all without it, for the trained features (linear).
     seeds: for the heads, their draws and the random weights; scores are mean and standard deviation over them.
     """
@@ -55,6 +58,7 @@ class ProbeConfig:
     neighbors: tuple[Count, ...] = (1, 20)
     few_scenes: tuple[Part, ...] = (0.01, 0.05, 0.1, 0.2)
     few_points: tuple[Annotated[int, Range(1, 200)], ...] = (20, 50, 100, 200)
+    instance_radius: Annotated[float, Range(0, low_open=True)] = 0.04
     levels: bool = False
     epochs: Count = 30
     seeds: Count = 3
@@ -100,7 +104,8 @@ def probe(
         "root": str(data.root), "label": data.label, "classes": list(data.classes),
         "train_scenes": len(train), "val_scenes": len(val), "fingerprint": run.train_key[:16] + run.val_key[:16],
     }  # fmt: skip
-    return {"protocol": asdict(config), "data": described, "results": results}
+    found = {"protocol": asdict(config), "data": described, "results": results}
+    return {**found, "instances": run.instances} if run.instances else found
 
 
 def _source(model: PretrainedModel) -> BackboneFeatures:
@@ -134,12 +139,16 @@ class _Run:
             folder, train, val, data, config, device, say,
         )  # fmt: skip
         self.classes = len(data.classes)
+        self.instances: dict[str, dict[str, Any]] = {}
+        if "instances" in config.heads and (train[0].instance is None or val[0].instance is None):
+            raise UserError(f"{data.root}: its scenes have no instances; leave `instances` out of the heads")
         self.train_key, self.val_key = data_key(train, data.label), data_key(val, data.label)
 
     def score(self, name: str, sources: list, levels: bool = False) -> dict[str, Any]:
         """All heads and seeds on a source; several sources take the seeds in turn."""
         begin = time.monotonic()
         found: dict[str, list[Tensor]] = {}
+        precision: list[dict[str, Any]] = []
         for i, source in enumerate(sources):
             cache = FeatureCache(self.folder, source, self.train_key, self.val_key, self.config.train_points)
             sample = cache.sample(self.train, self.data.label, _progress(f"{name}: features of training scenes"))
@@ -150,10 +159,32 @@ class _Run:
             ]
             for head, matrix in self._confusions(cache, heads, name):
                 found.setdefault(head, []).append(matrix)
+            if "instances" in self.config.heads:
+                seeds = range(i, self.config.seeds, len(sources))
+                precision += [self._precision(cache, sample, seed, name) for seed in seeds]
+        if precision:
+            self.instances[name] = _instance_summary(precision)
         summary = {head: _summary([scores(m) for m in matrices], matrices[0]) for head, matrices in found.items()}
         line = ", ".join(f"{head} {100 * s['miou']['mean']:.1f}" for head, s in summary.items() if "/" not in head)
         self.say(f"probe: {name}: mIoU {line} ({time.monotonic() - begin:.0f} s)")
         return summary
+
+    def _precision(self, cache: FeatureCache, sample: Sample, seed: int, name: str) -> dict[str, Any]:
+        """Average precision of one seed's heads over all val scenes."""
+        heads = InstanceProbe.fit(
+            sample.features, sample.labels, sample.offset, list(self.data.classes), rows=sample.rows(),
+            radius=self.config.instance_radius, epochs=self.config.epochs, seed=seed, device=self.device,
+        )  # fmt: skip
+        precision = AveragePrecision(list(self.data.classes))
+        progress = _progress(f"{name}: grouping")
+        for number in range(len(self.val)):
+            scene = self.val[number]
+            parts = [heads.points(values) for _, values in cache.chunks(scene, number)]
+            probability, offset = (torch.cat(x) for x in zip(*parts))
+            found = heads.group(scene.coord.to(probability.device), probability, offset)
+            precision.add(found, scene.labels[self.data.label], scene.instance)
+            progress(number + 1, len(self.val))
+        return precision.scores()
 
     def with_labels(self, kind: str, checkpoint: str | Path | None) -> dict[str, Any]:
         """The head of a network that was trained with the labels, a run a seed."""
@@ -189,6 +220,14 @@ class _Run:
         for head, matrices in zip(heads, counts):
             for title, matrix in zip(head.names, matrices):
                 yield title, _matched(matrix) if title == "clusters" else matrix
+
+
+def _instance_summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {"classes": runs[0]["classes"]}
+    for key in ("ap", "ap50", "ap25"):
+        values = torch.tensor([run[key] for run in runs], dtype=torch.float64)
+        out[key] = {"mean": float(values.mean()), "std": float(values.std(correction=0)), "runs": values.tolist()}
+    return out
 
 
 def _matched(counts: Tensor) -> Tensor:

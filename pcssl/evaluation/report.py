@@ -62,6 +62,8 @@ def markdown(found: dict[str, Any]) -> str:
         heads = [h for h in every if "/" in h and any(w in h for w in wanted)]
         if heads:
             parts += [f"## {title}", _turned(heads, results)]
+    if "instances" in found:
+        parts += ["## Instances", "Average precision in percent, as ScanNet's benchmark defines it.", instance_table(found["instances"])]
     parts += ["## Classes", "IoU of the linear probe in percent.", _classes(data["classes"], results)]
     parts += ["## Protocol", "\n".join(f"- {key}: {value}" for key, value in found["protocol"].items())]
     parts.append("\n".join(f"- {key}: {value}" for key, value in found.get("machine", {}).items()))
@@ -78,6 +80,12 @@ def _table(header: list[str], results: dict[str, Any], heads: list[str]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for source, scores in results.items():
         lines.append("| " + " | ".join([source, *(_cell(scores.get(head)) for head in heads)]) + " |")
+    return "\n".join(lines)
+
+
+def instance_table(found: dict[str, Any]) -> str:
+    lines = ["| | AP | AP50 | AP25 |", "|---|---|---|---|"]
+    lines += [f"| {source} | {_cell(s, 'ap')} | {_cell(s, 'ap50')} | {_cell(s, 'ap25')} |" for source, s in found.items()]
     return "\n".join(lines)
 
 
