@@ -124,9 +124,9 @@ def test_millimetres_are_noticed_and_rescaled(folder, tmp_path, capsys):
     scene = room(0, 400)
     write_ply(tmp_path / "mm.ply", Scene(scene.coord * 1000, scene.color, scene.normal))
     extract(folder, tmp_path / "mm.ply", out=tmp_path / "f.npz")
-    assert "--scale 0.001" in capsys.readouterr().err
-    assert extract(folder, tmp_path / "mm.ply", "--scale", 0.001, out=tmp_path / "f.npz") == 0
-    assert "--scale" not in capsys.readouterr().err
+    assert "--unit mm" in capsys.readouterr().err
+    assert extract(folder, tmp_path / "mm.ply", "--unit", "mm", out=tmp_path / "f.npz") == 0
+    assert "--unit" not in capsys.readouterr().err
     write_ply(tmp_path / "m.ply", scene)
     extract(folder, tmp_path / "m.ply", out=tmp_path / "g.npz")
     with np.load(tmp_path / "f.npz") as a, np.load(tmp_path / "g.npz") as b:

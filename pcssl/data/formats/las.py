@@ -1,0 +1,47 @@
+"""LAS and LAZ, through laspy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pcssl.data.formats.scan import COLORS, RawScan, ReadOptions, from_columns, is_known, need, one_line, plain_name
+from pcssl.errors import UserError
+
+_CHUNK = 1_000_000  # points read at a time, so that a header's count alone makes no room
+
+
+def read_las(path: Path, options: ReadOptions) -> RawScan:
+    """Coordinates as doubles, 16-bit colours, intensity, classification, and extra dimensions of known names."""
+    laspy = need("laspy", "laspy[lazrs]", path)
+    chunks: dict[str, list[np.ndarray]] = {}
+    try:
+        with laspy.open(path) as file:
+            promised = file.header.point_count
+            dimensions = file.header.point_format.dimension_names
+            names = {plain_name(name): name for name in dimensions if name not in "XYZ" and is_known(plain_name(name))}
+            names |= {axis: axis for axis in "xyz"}
+            for chunk in file.chunk_iterator(_CHUNK):
+                for plain, name in names.items():
+                    chunks.setdefault(plain, []).append(np.array(chunk[name]))
+    except OSError:
+        raise
+    except Exception as error:  # laspy and its decoder raise what they like
+        raise UserError(
+            f"{path}: not a LAS or LAZ file, or cut short or damaged ({one_line(error)}); copy or export it again"
+        ) from error
+    columns = {name: np.concatenate(parts) for name, parts in chunks.items()}
+    if len(columns.get("x", ())) != promised:
+        raise UserError(
+            f"{path}: cut short or damaged: {len(columns.get('x', ()))} of {promised} points; copy or export it again"
+        )
+    # Fields that every point format has, whether the scanner filled them or not.
+    empty = [group for group in (*COLORS, ("intensity",), ("classification",)) if _all_zero(columns, group)]
+    for name in (name for group in empty for name in group):
+        del columns[name]
+    return from_columns({axis: np.empty(0) for axis in "xyz"} | columns, path)
+
+
+def _all_zero(columns: dict[str, np.ndarray], names: tuple[str, ...]) -> bool:
+    return all(name in columns and not columns[name].any() for name in names)
