@@ -108,16 +108,18 @@ def _load(path: Path) -> list[Any]:
         resolver = trimesh.resolvers.FilePathResolver(str(path))
         scene = trimesh.load_scene(io.BytesIO(content), file_type=kind, resolver=resolver, process=False)
         pieces = scene.dump()
-    except OSError:
-        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: refers to {one_line(error)}, which is not there; copy it too") from error
     except Exception as error:  # its parsers raise what they come upon
         raise UserError(
-            f"{path}: not a {kind.upper()} file, or cut short or damaged ({one_line(error)}); export it again"
+            f"{path}: not {kind.upper()}, or cut short or damaged ({one_line(error)}); export it again"
         ) from error
     pieces = [p for p in pieces if isinstance(p, (trimesh.Trimesh, trimesh.PointCloud))]
     for piece in pieces:
         if kind == "stl":
             piece.merge_vertices()  # it has three of its own for each face
+        if piece.vertices.shape != (len(piece.vertices), 3):
+            raise UserError(f"{path}: its vertices have no x, y and z; damaged, export it again")
         if _is_mesh(piece) and not 0 <= piece.faces.min() <= piece.faces.max() < len(piece.vertices):
             raise UserError(f"{path}: a face refers to a vertex that is not there; damaged, export it again")
     return pieces
@@ -144,6 +146,8 @@ def _text(content: bytes, kind: str) -> bytes:
     lines = [line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line]
     if kind == "stl" and not (lines and lines[0].startswith("solid") and lines[-1].startswith("endsolid")):
         raise ValueError("it does not run from solid to endsolid")
+    if kind == "off" and not lines:
+        raise ValueError("it is empty")
     if kind == "off":
         numbers = " ".join(lines[:2]).removeprefix("COFF").removeprefix("OFF").split()[:2]
         counts = 1 if len(lines[0].split()) > 1 else 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,17 @@ import numpy as np
 from pcssl.data.formats.scan import LABEL_PREFIXES, RawScan, ReadOptions, listed, one_line, to_color
 from pcssl.errors import UserError
 
+# What numpy and zipfile raise; MemoryError: of a header that promises more than there is, RuntimeError: encrypted.
+_DAMAGE = (ValueError, EOFError, KeyError, AttributeError, TypeError, MemoryError, RuntimeError, NotImplementedError)
+_DAMAGE += (zipfile.BadZipFile, zlib.error)
+
 
 def read_npz(path: Path, options: ReadOptions) -> RawScan:
     """Arrays coord (or xyz, points), color, normal, instance, and integer segment*, label*, class*."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    # MemoryError: of a header that promises more than there is
-    except (ValueError, EOFError, KeyError, AttributeError, TypeError, MemoryError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"{path}: not an npz archive of plain arrays, or damaged ({one_line(error)}); "
             "write it with numpy.savez(path, coord=...)"

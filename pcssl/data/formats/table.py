@@ -80,7 +80,7 @@ def _find_start(file: TextIO, path: Path) -> _Start:
     names, promised = None, None
     for number, line in enumerate(islice(file, _MOST_LINES)):
         comment = line.lstrip().startswith(tuple(_MARKS))
-        cells, delimiter = _cells(line.strip().lstrip(_MARKS))
+        cells, delimiter = _cells(line.strip().lstrip(_MARKS) if comment else line.split("#")[0])
         if not any(cells):
             continue
         plain = [plain_name(cell) for cell in cells]
