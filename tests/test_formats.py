@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -273,6 +274,14 @@ def test_missing_folder_and_unknown(tmp_path):
     assert "is a folder" in error_of(tmp_path / "folder.ply")
     (tmp_path / "a.e57").write_text("0 0 0")
     assert "known: .ply, .npz, .pcd, .las" in error_of(tmp_path / "a.e57")
+
+
+@pytest.mark.parametrize("suffix, library", [("las", "laspy"), ("laz", "lazrs"), ("obj", "trimesh")])
+def test_a_missing_library_is_named(tmp_path, monkeypatch, suffix, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("")
+    assert "pip install '" in error_of(path)
 
 
 def test_nothing_usable(tmp_path):

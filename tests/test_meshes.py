@@ -86,6 +86,15 @@ def test_the_same_seed_draws_the_same(tmp_path):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_normals_of_the_smallest_faces_are_theirs(tmp_path):
+    fine = trimesh.creation.box((0.5, 0.5, 0.5)).subdivide_to_size(0.02)
+    fine.apply_scale(0.01)  # triangles of 0.02 mm2 at most
+    scene = read_scene(save(tmp_path / "a.obj", fine), unit="m", samples=500)
+    axis = scene.coord.abs().argmax(1, keepdim=True)
+    outward = torch.zeros(500, 3).scatter(1, axis, scene.coord.gather(1, axis).sign())
+    torch.testing.assert_close(scene.normal, outward, atol=1e-4, rtol=0)
+
+
 def test_density_is_in_metres_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(mesh_format, "MOST_POINTS", 20_000)
     path = save(tmp_path / "a.stl", box((600, 400, 300)))

@@ -115,8 +115,8 @@ def test_packed_colors(tmp_path, encoding, field, kind, alpha):
     if kind == "u4":
         path = save(tmp_path / "a.pcd", xyz() | {field: bits}, encoding)
     elif kind == "f4":
-        if encoding == "ascii" and alpha:
-            pytest.skip("text has no NaN with bits in it, which is why PCL writes integers")
+        if encoding == "ascii":
+            bits &= 0xFFFFFF  # text has no NaN with bits in it, which is why PCL writes integers there
         path = save(tmp_path / "a.pcd", xyz() | {field: bits.view("f4")}, encoding)
     else:
         path = save(tmp_path / "a.pcd", xyz() | {field: bits}, "ascii")

@@ -16,6 +16,7 @@ _CHUNK = 1_000_000  # points read at a time, so that a header's count alone make
 def read_las(path: Path, options: ReadOptions) -> RawScan:
     """Coordinates as doubles, 16-bit colours, intensity, classification, and extra dimensions of known names."""
     laspy = need("laspy", "laspy[lazrs]", path)
+    need("lazrs", "laspy[lazrs]", path)  # which laspy looks for by itself
     chunks: dict[str, list[np.ndarray]] = {}
     try:
         _check_counts(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from pcssl.data.formats.scan import GREY, RawScan, ReadOptions, need, one_line
 from pcssl.errors import UserError
 
-POINTS_PER_M2 = 5000  # two in each face of a 2 cm voxel, so that a surface fills 86 % of its voxels
+POINTS_PER_M2 = 5000  # two in each face of a 2 cm voxel: six of seven voxels on a surface get some
 MOST_POINTS = 5_000_000  # of a mesh whose number is not given; 1000 m2
 
 
@@ -39,16 +40,16 @@ def read_mesh(path: Path, options: ReadOptions) -> RawScan:
     draw = draw_points(raw, options, path)
     if not all(map(_is_mesh, pieces)):
         warnings.warn(f"{path}: left out the points beside its meshes; --samples 0 keeps all vertices", stacklevel=2)
-    points = at(raw, draw)
+    points = interpolated(raw, draw)
     points.color = _face_colors(pieces, draw, points.color)
     return points
 
 
-def sampled(raw: RawScan, options: ReadOptions, path: Path) -> RawScan:
+def sample_faces(raw: RawScan, options: ReadOptions, path: Path) -> RawScan:
     """Points on the faces of a scan whose colours are those of its vertices."""
     if raw.face is None:
         raise UserError(f"{path}: has no faces to draw {options.samples} samples from; leave --samples out")
-    return at(raw, draw_points(raw, options, path))
+    return interpolated(raw, draw_points(raw, options, path))
 
 
 def draw_points(raw: RawScan, options: ReadOptions, path: Path) -> Draw:
@@ -78,11 +79,13 @@ def draw_points(raw: RawScan, options: ReadOptions, path: Path) -> Draw:
     return Draw(np.minimum(face, len(area) - 1), weight)
 
 
-def at(raw: RawScan, draw: Draw) -> RawScan:
-    """A scan of the drawn points: place and colour between the corners, the face's normal, the nearest corner's ids."""
+def interpolated(raw: RawScan, draw: Draw) -> RawScan:
+    """The drawn points as a scan: place and colour between the corners, the face's normal, the nearest corner's ids."""
     corner = raw.face[draw.face]
     coord = np.einsum("mk,mkc->mc", draw.weight, raw.coord[corner])
     sides = raw.coord[raw.face[:, 1:]] - raw.coord[raw.face[:, :1]]
+    across = np.cross(sides[:, 0], sides[:, 1])
+    normal = across / np.maximum(np.linalg.norm(across, axis=1, keepdims=True), np.finfo(float).tiny)
     color = None
     if raw.color is not None:
         color = np.rint(np.einsum("mk,mkc->mc", draw.weight, raw.color[corner])).astype(np.uint8)
@@ -90,7 +93,7 @@ def at(raw: RawScan, draw: Draw) -> RawScan:
     return RawScan(
         coord,
         color,
-        np.cross(sides[:, 0], sides[:, 1])[draw.face],
+        normal[draw.face],
         {name: values[nearest] for name, values in raw.labels.items()},
         None if raw.instance is None else raw.instance[nearest],
         intensity=None if raw.intensity is None else raw.intensity[nearest],
@@ -144,14 +147,14 @@ def _text(content: bytes, kind: str) -> bytes:
     if kind == "obj":  # which has no end to look for
         return text.encode()
     lines = [line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line]
-    if kind == "stl" and not (lines and lines[0].startswith("solid") and lines[-1].startswith("endsolid")):
+    if kind == "stl" and not (lines and re.match("solid", lines[0], re.I) and re.match("endsolid", lines[-1], re.I)):
         raise ValueError("it does not run from solid to endsolid")
     if kind == "off" and not lines:
         raise ValueError("it is empty")
     if kind == "off":
-        numbers = " ".join(lines[:2]).removeprefix("COFF").removeprefix("OFF").split()[:2]
-        counts = 1 if len(lines[0].split()) > 1 else 2
-        if len(lines) < counts + sum(map(int, numbers)):
+        numbers = re.sub(r"^[A-Z]*OFF", "", " ".join(lines[:2])).split()[:2]
+        head = 1 if len(lines[0].split()) > 1 else 2  # lines up to the counts
+        if len(lines) < head + sum(map(int, numbers)):
             raise ValueError(f"{len(lines)} lines, but the header says {' vertices and '.join(numbers)} faces")
     return text.encode()
 

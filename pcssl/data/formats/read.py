@@ -11,7 +11,7 @@ import torch
 
 from pcssl.data.formats.frame import UP_AXES, metres_per, origin_of, turn_up, warn_of_unit, warn_of_up
 from pcssl.data.formats.las import read_las
-from pcssl.data.formats.mesh import read_mesh, sampled
+from pcssl.data.formats.mesh import read_mesh, sample_faces
 from pcssl.data.formats.npz import read_npz
 from pcssl.data.formats.pcd import read_pcd
 from pcssl.data.formats.ply import read_ply
@@ -100,7 +100,7 @@ def read_raw(path: Path, options: ReadOptions | None = None) -> RawScan:
         raw = READERS[suffix](path, options)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; check its permissions") from error
-    return sampled(raw, options, path) if options.samples and suffix not in _MESHES else raw
+    return sample_faces(raw, options, path) if options.samples and suffix not in _MESHES else raw
 
 
 def complete(raw: RawScan, where: str | Path, *, name: str, normals: bool = True) -> Scene:

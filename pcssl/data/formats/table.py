@@ -38,7 +38,7 @@ def read_table(path: Path, options: ReadOptions) -> RawScan:
     one whole number before the points is their count.
     """
     encoding = _encoding(path)
-    with open(path, encoding=encoding, errors="replace", newline=None) as file:
+    with open(path, encoding=encoding, errors="replace") as file:
         start = _find_start(file, path)
     names = _names(start, options.columns, path)
     used = [i for i, name in enumerate(names or start.row) if not names or is_known(name)]
