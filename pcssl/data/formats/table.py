@@ -34,8 +34,8 @@ class _Start:
 def read_table(path: Path, options: ReadOptions) -> RawScan:
     """Columns by the names of the header, by `options.columns`, or else by their number.
 
-    A line that starts with # // or % is a comment, or the header if it names x, y and z. A line with
-    one whole number before the points is their count.
+    A line before the points that starts with # // or % is a comment, or the header if it names x, y and z;
+    among the points # starts a comment. A lone whole number before the points is their count.
     """
     encoding = _encoding(path)
     with open(path, encoding=encoding, errors="replace") as file:
