@@ -15,6 +15,7 @@ from test_msm import objective, room
 from pcssl.commands.train import TrainConfig
 from pcssl.config import from_dict, load_config
 from pcssl.errors import UserError
+from pcssl.objectives.msm import MSMBatch
 from pcssl.schedules import cosine, warmup_cosine
 from pcssl.training import load_checkpoint, pretrain, save_checkpoint
 from pcssl.training.batches import BatchesByCount, BatchesByVoxels, StepBatches, count_voxels, iterate
@@ -156,6 +157,13 @@ def test_steps_without_a_finite_loss_are_skipped_and_then_stop_the_run(tmp_path,
     monkeypatch.setattr(MSM, "forward", lambda self, b, s: {"loss": good(self, b, s)["loss"] * torch.inf})
     with pytest.raises(UserError, match="20 steps in a row"):
         pretrain(config(tmp_path / "all", optimizer={"epochs": 30}), scenes)
+    kept = sorted((tmp_path / "all" / "bad_steps").glob("*.pt"))
+    assert len(kept) == 5
+    monkeypatch.setattr(MSM, "forward", good)
+    content = load_checkpoint(kept[0])
+    batch = MSMBatch(**content["batch"])
+    assert content["step"] == 0 and batch.num_voxels > 0 and torch.isfinite(objective()(batch, 0)["loss"])
+    assert len(list((tmp_path / "one" / "bad_steps").glob("step_1.pt"))) == 1
 
 
 def test_a_scene_that_cannot_be_used_is_named(tmp_path, scenes):

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from pcssl.training.checkpoint import backbone_state, load_checkpoint, load_stat
 from pcssl.training.settings import OptimizerConfig, RunConfig
 
 MAX_BAD_STEPS = 20
+KEPT_BATCHES = 5
 
 
 class Stopped(Exception):
@@ -109,8 +111,12 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
                     bad += 1
                     extra = {}
                     progress.skipped += 1
+                    kept = _keep_bad_batch(output, step, batch, numbers, norm)
                     if bad >= MAX_BAD_STEPS:
-                        raise UserError(f"{bad} steps in a row up to step {step} had no finite loss; lower optimizer.lr")
+                        raise UserError(
+                            f"{bad} steps in a row up to step {step} had no finite loss or gradient; lower optimizer.lr. "
+                            f"The first batches of them are kept as {kept}"
+                        )
                 if progress.due(step):
                     extra |= {"lr": lr, "gradient_norm": norm, "skipped_steps": progress.skipped}
                     for name, value in (progress.report(step) | extra).items():
@@ -127,6 +133,15 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
         progress.close()
         writer.close()
     return path
+
+
+def _keep_bad_batch(output: Path, step: int, batch: Any, numbers: dict[str, float], norm: float) -> Path:
+    """Save the batch of a step without a finite loss or gradient, for replay; at most KEPT_BATCHES of a run."""
+    folder = output / "bad_steps"
+    if len(list(folder.glob("*.pt"))) < KEPT_BATCHES:
+        tensors = {name: x.cpu() for name, x in vars(batch).items() if isinstance(x, torch.Tensor)}
+        save_checkpoint(folder / f"step_{step}.pt", {"step": step, "batch": tensors, "values": numbers, "gradient_norm": norm})
+    return folder
 
 
 def pick_device(name: str) -> torch.device:
