@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("pcssl.commands.train", "learn features without labels, from a config file"),
     "probe": ("pcssl.commands.probe", "measure how good the features of a checkpoint are"),
     "health": ("pcssl.commands.health", "look at a checkpoint's features without labels: collapsed, constant, geometric?"),
+    "experiments": ("pcssl.commands.experiments", "train and probe many configs that differ in a line, and tabulate"),
     "compare": ("pcssl.commands.compare", "put the scores of two probes side by side"),
     "benchmark": ("pcssl.commands.benchmark", "time the operators beside a matrix product and other engines"),
     "extract": ("pcssl.commands.extract", "write the features of scenes to files"),

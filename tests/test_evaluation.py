@@ -274,7 +274,7 @@ def test_features_beyond_float16_are_refused():
 
 def test_the_cached_probe_agrees_with_the_full_one(model):
     """The full one: fitted on all points, in float32, from the backbone directly."""
-    found = probe(model, Source(), ProbeConfig(heads=("linear",), train_points=100, seeds=3), floors=False, report=lambda line: None)
+    found = probe(model, Source(), ProbeConfig(heads=("linear",), train_points=100, seeds=3, floors=False), report=lambda line: None)
     train, val = Source().scenes("train"), Source().scenes("val")
     features = torch.cat([model.extract(scene).features for scene in train])
     labels = torch.cat([scene.labels["segment20"].long() for scene in train])

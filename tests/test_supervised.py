@@ -92,8 +92,8 @@ def test_a_run_from_weights_that_do_not_fit(tmp_path, scenes, pretrained):
 
 
 def test_probe_reports_the_ceilings_and_keeps_their_runs(tmp_path, pretrained):
-    settings = ProbeConfig(heads=("linear", "supervised", "finetune"), train_points=100, epochs=2, seeds=2)
-    arguments = {"floors": False, "cache": tmp_path, "report": lambda line: None}
+    settings = ProbeConfig(heads=("linear", "supervised", "finetune"), train_points=100, epochs=2, seeds=2, floors=False)
+    arguments = {"cache": tmp_path, "report": lambda line: None}
     found = probe(load_model(pretrained), Source(), settings, checkpoint=pretrained, **arguments)["results"]
     assert set(found) == {"trained", "supervised", "finetune"}
     assert len(found["supervised"]["supervised"]["miou"]["runs"]) == 2
@@ -102,7 +102,7 @@ def test_probe_reports_the_ceilings_and_keeps_their_runs(tmp_path, pretrained):
     again = probe(load_model(pretrained), Source(), settings, checkpoint=pretrained, **arguments)["results"]
     assert again == found and times == {p: p.stat().st_mtime_ns for p in times}
     with pytest.raises(UserError, match="needs the checkpoint"):
-        probe(load_model(pretrained), Source(), settings, floors=False, report=lambda line: None)
+        probe(load_model(pretrained), Source(), settings, report=lambda line: None)
 
 
 def test_the_ceiling_has_the_budget_of_the_checkpoint(tmp_path, scenes, pretrained):

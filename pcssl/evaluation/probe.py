@@ -46,6 +46,7 @@ class ProbeConfig:
     few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels.
     instance_radius: metres within which points of an instance touch.
     levels: also each level alone and all without it, for the trained features (linear).
+    floors: also random weights and input features.
     seeds: for the heads, their draws and the random weights; scores are mean and standard deviation over them.
     """
 
@@ -60,6 +61,7 @@ class ProbeConfig:
     few_points: tuple[Annotated[int, Range(1, 200)], ...] = (20, 50, 100, 200)
     instance_radius: Annotated[float, Range(0, low_open=True)] = 0.04
     levels: bool = False
+    floors: bool = True
     epochs: Count = 30
     seeds: Count = 3
 
@@ -72,7 +74,6 @@ def probe(
     data: SceneSource,
     config: ProbeConfig,
     *,
-    floors: bool = True,
     cache: Path | None = None,
     checkpoint: str | Path | None = None,
     report: Report | None = None,
@@ -93,7 +94,7 @@ def probe(
     with tempfile.TemporaryDirectory() as scratch:
         run = _Run(cache or Path(scratch), train, val, data, config, device, say)
         results = {"trained": run.score("trained", [_source(model)], levels=config.levels)}
-        if floors:
+        if config.floors:
             drawn = [_source(model.with_random_weights(seed)) for seed in range(config.seeds)]
             results["random weights"] = run.score("random weights", drawn)
             results["input features"] = run.score("input features", [InputFeatures()])
