@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cached_property
 
 import torch
@@ -22,6 +23,9 @@ class KernelMap:
         self.table = table
         self.num_in = num_in
         self.symmetric = symmetric
+        self.plan: list[Tensor] | None = None  # what an engine derives from the table
+        self._transposed: KernelMap | None = None
+        self._turned_from = lambda: None
 
     @property
     def num_out(self) -> int:
@@ -33,9 +37,17 @@ class KernelMap:
         found = [torch.nonzero(row >= 0)[:, 0] for row in self.table]
         return [(out, self.table[k].index_select(0, out).long()) for k, out in enumerate(found)]
 
-    @cached_property
+    @property
     def transposed(self) -> KernelMap:
         """The map from outputs back to inputs: what a transposed convolution walks."""
+        known = self._transposed or self._turned_from()
+        if known is None:
+            known = self._transposed = self._transpose()
+            # Weakly: maps that held each other would keep their memory until Python looks for cycles.
+            known._turned_from = weakref.ref(self)
+        return known
+
+    def _transpose(self) -> KernelMap:
         if self.symmetric:
             return KernelMap(self.table.flip(0), self.num_out, symmetric=True)
         # One more column takes what has no input voxel.
