@@ -39,7 +39,7 @@ struct WarpTile : WarpSums<T, M, N> {
   template <int Count, int LeftPieces, int RightPieces>
   __device__ __forceinline__ void multiply(const unsigned char* left, int m, const unsigned char* right, int n) {
     const int lane = threadIdx.x % 32;
-#pragma unroll
+#pragma unroll(std::is_same_v<T, tf32> ? 1 : Count / kStep)
     for (int k = 0; k < Count; k += kStep) {
       uint32_t a[M / 16][4], b[N / 16][4];
       if constexpr (std::is_same_v<T, tf32>) {  // matrix loads transpose 16-bit numbers only

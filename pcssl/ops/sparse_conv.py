@@ -23,9 +23,9 @@ class KernelMap:
         self.table = table
         self.num_in = num_in
         self.symmetric = symmetric
-        self.plan: list[Tensor] | None = None  # what an engine derives from the table
+        self.plan: list[Tensor] | None = None  # what the GPU's kernels derive from the table
         self._transposed: KernelMap | None = None
-        self._turned_from = lambda: None
+        self._origin: weakref.ref[KernelMap] | None = None
 
     @property
     def num_out(self) -> int:
@@ -40,12 +40,12 @@ class KernelMap:
     @property
     def transposed(self) -> KernelMap:
         """The map from outputs back to inputs: what a transposed convolution walks."""
-        known = self._transposed or self._turned_from()
-        if known is None:
-            known = self._transposed = self._transpose()
+        turned = self._transposed or (self._origin and self._origin())
+        if turned is None:
+            turned = self._transposed = self._transpose()
             # Weakly: maps that held each other would keep their memory until Python looks for cycles.
-            known._turned_from = weakref.ref(self)
-        return known
+            turned._origin = weakref.ref(self)
+        return turned
 
     def _transpose(self) -> KernelMap:
         if self.symmetric:
