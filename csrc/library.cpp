@@ -12,6 +12,11 @@ PCSSL_EXPANDED(PCSSL_LIBRARY, m) {
   // back: the table of the transposed map, for the gradient; none where `table` flipped is that table.
   m.def("sparse_conv(Tensor features, Tensor weight, Tensor? bias, Tensor table, Tensor? back, bool flip) -> Tensor");
   m.def("sparse_conv_weight_grad(Tensor features, Tensor grad, Tensor table) -> Tensor");
+  // CUDA. plan: a table, its columns sorted, the masks of their tiles; back: that of the transposed map.
+  m.def("implicit_gemm(Tensor features, Tensor weight, Tensor? bias, Tensor[] plan, Tensor[] back, bool flip, bool tf32) -> Tensor");
+  m.def("implicit_gemm_weight_grad(Tensor features, Tensor grad, Tensor table, bool tf32) -> Tensor");
+  m.def("conv_keys(Tensor table) -> Tensor");
+  m.def("conv_rows(Tensor table, Tensor order) -> (Tensor, Tensor)");
   m.def("bounds(Tensor coords) -> Tensor");
   m.def("neighbor_table(Tensor out_coords, Tensor sorted_keys, Tensor order, int size, int stride, int dilation) -> Tensor");
   m.def("voxel_keys(Tensor points, float size, Tensor batch) -> (Tensor, Tensor)");

@@ -1,6 +1,7 @@
 """Operators on sparse voxels: each one against a slow, obvious version of itself."""
 
 import itertools
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -348,7 +349,15 @@ def test_transposed_map_has_the_same_pairs_the_other_way():
     assert (back.num_in, back.num_out) == (kernel_map.num_out, kernel_map.num_in)
     for (out, into), (back_out, back_into) in zip(kernel_map.pairs, back.pairs):
         assert set(zip(out.tolist(), into.tolist())) == set(zip(back_into.tolist(), back_out.tolist()))
-    assert torch.equal(back.transposed.table, kernel_map.table)
+    assert back.transposed is kernel_map
+    assert torch.equal(KernelMap(back.table, back.num_in).transposed.table, kernel_map.table)
+
+
+def test_maps_and_their_transposes_do_not_keep_each_other():
+    kernel_map = random_map()
+    back, seen = kernel_map.transposed, weakref.ref(kernel_map)
+    del kernel_map
+    assert seen() is None and back.transposed.num_out == back.num_in
 
 
 # Interpolation

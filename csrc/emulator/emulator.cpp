@@ -14,7 +14,13 @@
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
+
+Device device;
+int64_t matrix_loads = 0, matrix_conflicts = 0;
+
 namespace {
+
+unsigned seed = 7;
 
 constexpr size_t kStack = 256 << 10;
 constexpr int kMaxThreads = 1024;
@@ -47,12 +53,6 @@ unsigned char* stacks = nullptr;
 jmp_buf scheduler;
 int current = -1, threads = 0;
 const std::function<void()>* body;
-
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "emulator: %s (block %u, %u, %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z,
-               threadIdx.x);
-  std::abort();
-}
 
 void yield() {
   if (!_setjmp(fibres[current]->state)) _longjmp(scheduler, 1);
@@ -130,11 +130,17 @@ void run_block(std::mt19937& random) {
 
 }  // namespace
 
+void fail(const char* what) {
+  std::fprintf(stderr, "emulator: %s (block %u, %u, %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z,
+               threadIdx.x);
+  std::abort();
+}
+
 void launch(dim3 grid, dim3 block, size_t dynamic_bytes, const std::function<void()>& kernel) {
   threads = static_cast<int>(block.x * block.y * block.z);
   if (threads < 1 || threads > kMaxThreads) fail("a block has 1 to 1024 threads");
   if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.y > 65535 || grid.z > 65535) fail("the grid has no such size");
-  if (dynamic_bytes > (227u << 10)) fail("more shared memory than a GPU has");
+  if (dynamic_bytes > static_cast<size_t>(device.shared_per_block)) fail("more shared memory than the GPU has");
   if (!stacks)
     stacks = static_cast<unsigned char*>(
         mmap(nullptr, kStack * kMaxThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -142,7 +148,7 @@ void launch(dim3 grid, dim3 block, size_t dynamic_bytes, const std::function<voi
   gridDim = grid;
   blockDim = block;
   warps.assign((threads + 31) / 32, Warp{});
-  std::mt19937 random(7);
+  std::mt19937 random(seed);
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
@@ -195,6 +201,18 @@ void release(unsigned mask) {
   warp_barrier(mask);
 }
 
+void together(void* mine, void (*work)(void* const* lanes)) {
+  Warp& warp = warps[current / 32];
+  if (32 * (current / 32) + 32 > threads) fail("a matrix operation of less than a warp");
+  std::memcpy(warp.shared[lane()], &mine, sizeof(mine));
+  if ((warp.arrived | 1u << lane()) == ~0u) {
+    void* lanes[32];
+    for (int i = 0; i < 32; ++i) std::memcpy(&lanes[i], warp.shared[i], sizeof(mine));
+    work(lanes);
+  }
+  warp_barrier(~0u);
+}
+
 void copy_later(void* to, const void* from, size_t bytes, size_t zeros) {
   fibres[current]->open.push_back({to, from, bytes, zeros});
 }
@@ -214,3 +232,21 @@ void wait_copies(int groups_left) {
 }
 
 }  // namespace emulator
+
+extern "C" {
+
+#define EXPORTED __attribute__((visibility("default")))
+
+// The order in which threads run.
+EXPORTED void pcssl_emulator_seed(unsigned value) { emulator::seed = value; }
+
+EXPORTED void pcssl_emulator_device(int shared_per_block, int shared_per_processor, int processors) {
+  emulator::device = {shared_per_block, shared_per_processor, processors};
+}
+
+// Turns that matrix loads took since the last call, and those that conflicts of banks added.
+EXPORTED void pcssl_emulator_matrix_loads(int64_t* turns, int64_t* conflicts) {
+  *turns = std::exchange(emulator::matrix_loads, 0);
+  *conflicts = std::exchange(emulator::matrix_conflicts, 0);
+}
+}

@@ -49,11 +49,22 @@ void launch(dim3 grid, dim3 block, size_t dynamic_bytes, const std::function<voi
 unsigned char* dynamic_shared();
 void block_barrier();
 int lane();
+[[noreturn]] void fail(const char* what);
+
+// What the kernels' host code asks of the device.
+struct Device {
+  int shared_per_block = 227 << 10, shared_per_processor = 228 << 10, processors = 132;
+};
+extern Device device;
 
 // Every lane named by `mask` gives `bytes` (at most 256) and sees those of all lanes, one after another, 256 bytes
 // apart, until `release`.
 const unsigned char* share(unsigned mask, const void* value, size_t bytes);
 void release(unsigned mask);
+
+// The work of a whole warp, done by its last lane to arrive; lanes[i] is what lane i gave.
+void together(void* mine, void (*work)(void* const* lanes));
+extern int64_t matrix_loads, matrix_conflicts;  // turns that matrix loads took, and those for conflicts of banks
 
 // Asynchronous copies happen when they are waited for, so that a missing wait shows.
 void copy_later(void* to, const void* from, size_t bytes, size_t zeros);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cached_property
 
 import torch
@@ -22,6 +23,9 @@ class KernelMap:
         self.table = table
         self.num_in = num_in
         self.symmetric = symmetric
+        self.plan: list[Tensor] | None = None  # what the GPU's kernels derive from the table
+        self._transposed: KernelMap | None = None
+        self._origin: weakref.ref[KernelMap] | None = None
 
     @property
     def num_out(self) -> int:
@@ -33,9 +37,17 @@ class KernelMap:
         found = [torch.nonzero(row >= 0)[:, 0] for row in self.table]
         return [(out, self.table[k].index_select(0, out).long()) for k, out in enumerate(found)]
 
-    @cached_property
+    @property
     def transposed(self) -> KernelMap:
         """The map from outputs back to inputs: what a transposed convolution walks."""
+        turned = self._transposed or (self._origin and self._origin())
+        if turned is None:
+            turned = self._transposed = self._transpose()
+            # Weakly: maps that held each other would keep their memory until Python looks for cycles.
+            turned._origin = weakref.ref(self)
+        return turned
+
+    def _transpose(self) -> KernelMap:
         if self.symmetric:
             return KernelMap(self.table.flip(0), self.num_out, symmetric=True)
         # One more column takes what has no input voxel.
