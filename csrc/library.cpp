@@ -26,7 +26,7 @@ PCSSL_EXPANDED(PCSSL_LIBRARY, m) {
   m.def("nearest(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius) "
         "-> (Tensor, Tensor)");
   m.def("radius_neighbors(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius) "
-        "-> (Tensor, Tensor, Tensor)");
+        "-> (Tensor, Tensor)");
 }
 
 #ifndef PCSSL_CUDA_ARCHITECTURES

@@ -1,5 +1,6 @@
 """The CUDA operators against the plain-torch reference in float64: on a GPU, and in the emulator everywhere."""
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def random_coords(count: int, extent: int, scenes: int = 2, low: int = 0, seed: 
     return coords[torch.randperm(len(coords), generator=g)]
 
 
+@functools.cache
 def room_points(count: int) -> torch.Tensor:
     points = torch.from_numpy(generate_room(0, 0).vertices)
     return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:count]]
@@ -87,7 +89,7 @@ def test_voxelize(target, voxel_size):
     points, batch = torch.randn(1500, 3, generator=g) * 2, torch.randint(0, 5, (1500,), generator=g)
     # Some points lie on the faces of voxels, where rounding decides.
     points[:500] = (points[:500] / voxel_size).round() * voxel_size
-    for xyz, scene in ((points, batch), (points, None), (points[:1], None), (room_points(2000), None)):
+    for xyz, scene in ((points, batch), (points, None), (points[:1], None), (room_points(1500), None)):
         want = ops.voxelize(xyz, voxel_size, scene)
         got = target.run(lambda *args: vars(target.python.voxelize(*args)).values(), xyz, voxel_size, scene)
         assert all(torch.equal(a, b) for a, b in zip(got, vars(want).values()))
@@ -142,7 +144,7 @@ def test_neighbor_table_of_as_many_other_voxels(target):
 
 
 def test_neighbor_table_of_a_room(target):
-    coords = ops.voxelize(room_points(4000), 0.1).coords
+    coords = ops.voxelize(room_points(1500), 0.15).coords
     keys, order = torch.sort(ops.pack_keys(coords))
     assert torch.equal(target.run("neighbor_table", coords, keys, order, 3), ops.neighbor_table(coords, keys, order, 3))
 
@@ -361,6 +363,38 @@ def test_nearest_edges(target):
         nearest([[0, 0, 0]], radius=0)
 
 
+def within(queries, query_batch, points, point_batch, radius):
+    """Offsets and indices by looking at all pairs."""
+    found = []
+    for query, scene in zip(queries, query_batch):
+        distance = (query - points).norm(dim=1).masked_fill(point_batch != scene, float("inf"))
+        order = torch.argsort(distance, stable=True)
+        found.append(order[distance[order] <= radius])
+    counts = torch.tensor([0, *map(len, found)])
+    return counts.cumsum(0), torch.cat(found)
+
+
+@pytest.mark.parametrize("radius", [0.05, 0.4])
+def test_radius_neighbors(target, radius):
+    queries, points = scenes_of_points(200, 0, -1.0), scenes_of_points(700, 1, -1.0)
+    want = within(*queries, *points, radius)
+    assert all(map(torch.equal, ops.radius_neighbors(*queries, *points, radius), want))
+    assert all(map(torch.equal, target.run("radius_neighbors", *queries, *points, radius), want))
+
+
+def test_radius_neighbors_edges(target):
+    grid = torch.cartesian_prod(*[torch.arange(4.0)] * 3)
+    points, zeros = torch.cat([grid, grid]), torch.zeros(128, dtype=torch.int64)
+    want = within(grid, zeros[:64], points, zeros, 1.0)
+    for function in (ops.radius_neighbors, lambda *args: target.run("radius_neighbors", *args)):
+        assert all(map(torch.equal, function(grid, zeros[:64], points, zeros, 1.0), want))
+        for queried, count in ((0, 128), (64, 0), (0, 0)):
+            offsets, index = function(grid[:queried], zeros[:queried], points[:count], zeros[:count], 1.0)
+            assert offsets.tolist() == [0] * (queried + 1) and index.shape == (0,)
+        with pytest.raises(ValueError, match="radius must be positive"):
+            function(grid, zeros[:64], points, zeros, -1.0)
+
+
 # The operators as torch sees them
 
 
@@ -379,14 +413,15 @@ def test_opcheck(target):
     check("curve_codes", coords, True, True, 16)
     check("corner_weights", points, batch, keys, order, 0)
     values, offsets = torch.randn(10, 3, requires_grad=True), torch.tensor([0, 4, 4, 10])
-    for reduction in range(3):
+    for reduction in (1, 2):
         check("segment_reduce", values, offsets, reduction)
-        check("segment_reduce_grad", torch.randn(3, 3), values.detach(), torch.randn(3, 3), offsets, reduction)
+    check("segment_reduce_grad", torch.randn(3, 3), values.detach(), torch.randn(3, 3), offsets, 2)
     rows, weights = target.run(target.operators.corner_weights, points, batch, keys, order, 0)
     check("weighted_rows", features.requires_grad_(), rows, weights)
     check("weighted_rows", features.detach().half().requires_grad_(), rows, weights)
     check("weighted_rows_grad", torch.randn(40, 3), rows, weights, len(coords), True)
     check("nearest", points, batch, points, batch, 0.5)
+    check("radius_neighbors", points, batch, points, batch, 0.5)
 
 
 def test_operators_refuse_what_they_cannot_read(target):

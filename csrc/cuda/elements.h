@@ -9,7 +9,7 @@ namespace pcssl {
 // Calls run(T{}) with the type that `element` names.
 template <typename F>
 void with_type(int element, F run) {
-  if (element == kBFloat16) run(bf16{});
+  if (element == kBfloat16) run(bf16{});
   else if (element == kFloat16) run(fp16{});
   else run(float{});
 }

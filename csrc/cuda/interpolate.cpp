@@ -57,7 +57,7 @@ Tensor weighted_rows_grad(Tensor grad, Tensor rows, Tensor weights, int64_t num_
   Tensor sums = torch::stable::new_zeros(grad, {num_rows, g.channels}, ScalarType::Float);
   launch.check(pcssl_cuda_add_weighted_rows(g.element, g.data, g.channels, row, weight, points, width, num_rows,
                                             write<float>(sums), launch.stream()));
-  return g.element == kFloat ? sums : torch::stable::to(sums, grad.scalar_type());
+  return g.element == kFloat32 ? sums : torch::stable::to(sums, grad.scalar_type());
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 
 namespace pcssl {
 
-enum Element { kFloat, kBFloat16, kFloat16 };  // of feature tensors; sums are float for all
+enum Element : int { kFloat32, kBfloat16, kFloat16 };  // what numbers are in memory; sums are float32 for all
 
 }  // namespace pcssl
 
@@ -59,7 +59,7 @@ int pcssl_cuda_list_near(const float* queries, const int64_t* batch, int64_t cou
                          const float* packed, int64_t points, float radius, const int64_t* offsets, int64_t* entries,
                          void* stream);
 int pcssl_cuda_rank_near(const int64_t* entries, const int64_t* offsets, int64_t count, int64_t* index,
-                         float* distance, void* stream);
+                         void* stream);
 
 int pcssl_cuda_set_device(int device);
 const char* pcssl_cuda_error(int code);

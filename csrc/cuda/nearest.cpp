@@ -50,19 +50,19 @@ std::tuple<Tensor, Tensor> nearest(Tensor queries, Tensor query_batch, Tensor po
 }
 
 // Sizes are counted first, which waits for the GPU.
-std::tuple<Tensor, Tensor, Tensor> radius_neighbors(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch,
-                                                    double radius) {
+std::tuple<Tensor, Tensor> radius_neighbors(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch,
+                                            double radius) {
   const Cells cells(queries, query_batch, points, point_batch, radius);
   Tensor counts = torch::stable::new_zeros(queries, {cells.queried + 1}, ScalarType::Long);
   cells.run(pcssl_cuda_count_near, write<int64_t>(counts) + 1);
   Tensor offsets = cumsum(counts);
   const int64_t found = last(offsets);
   const Tensor entries = make<int64_t>(queries, {found});
-  Tensor index = make<int64_t>(queries, {found}), distance = make<float>(queries, {found});
+  Tensor index = make<int64_t>(queries, {found});
   cells.run(pcssl_cuda_list_near, write<int64_t>(offsets), write<int64_t>(entries));
   cells.launch.check(pcssl_cuda_rank_near(write<int64_t>(entries), write<int64_t>(offsets), cells.queried,
-                                          write<int64_t>(index), write<float>(distance), cells.launch.stream()));
-  return {offsets, index, distance};
+                                          write<int64_t>(index), cells.launch.stream()));
+  return {offsets, index};
 }
 
 }  // namespace

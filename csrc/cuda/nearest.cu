@@ -100,7 +100,7 @@ __global__ void list_near(Near n, const int64_t* __restrict__ offsets,  // [Q + 
 // A warp sorts the entries of a query: the place of an entry is how many are nearer.
 __global__ void rank_near(const int64_t* __restrict__ entries,  // [E]
                           const int64_t* __restrict__ offsets,  // [Q + 1]
-                          int64_t count, int64_t* __restrict__ index, float* __restrict__ distance) {  // [E]
+                          int64_t count, int64_t* __restrict__ index) {  // [E]
   for (int64_t q = first_item() / 32; q < count; q += item_step() / 32) {
     const int64_t first = offsets[q], last = offsets[q + 1];
     for (int64_t at = first + threadIdx.x % 32; at < last; at += 32) {
@@ -108,7 +108,6 @@ __global__ void rank_near(const int64_t* __restrict__ entries,  // [E]
       int64_t place = first;
       for (int64_t other = first; other < last; ++other) place += entries[other] < entry;
       index[place] = entry & 0xFFFFFFFF;
-      distance[place] = __int_as_float(static_cast<int>(entry >> 32));
     }
   }
 }
@@ -160,7 +159,7 @@ int pcssl_cuda_list_near(const float* queries, const int64_t* batch, int64_t cou
 }
 
 int pcssl_cuda_rank_near(const int64_t* entries, const int64_t* offsets, int64_t count, int64_t* index,
-                         float* distance, void* stream) {
-  PCSSL_LAUNCH(rank_near, blocks_for(32 * count), kThreads, 0, stream, entries, offsets, count, index, distance);
+                         void* stream) {
+  PCSSL_LAUNCH(rank_near, blocks_for(32 * count), kThreads, 0, stream, entries, offsets, count, index);
   return launch_error();
 }

@@ -22,15 +22,17 @@ Tensor segment_reduce(Tensor values, Tensor offsets, int64_t reduction) {
   return result;
 }
 
+// Only the maximum looks at more than the shapes of values and out.
 Tensor segment_reduce_grad(Tensor grad, Tensor values, Tensor out, Tensor offsets, int64_t reduction) {
-  const Rows g(grad, "grad"), x(values, "values"), top(out, "out");
+  const bool shapes = reduction != 2;
+  const Rows g(grad, "grad"), x(values, "values", shapes), top(out, "out", shapes);
   const int64_t segments = segments_of(values, offsets, reduction);
   STD_TORCH_CHECK(g.element == x.element && top.element == x.element, "grad, values and out differ in dtype");
   STD_TORCH_CHECK(g.count == segments && g.channels == x.channels && top.count == segments &&
                       top.channels == x.channels, "grad and out must have a row for each segment");
   same_device(values, {&grad, &out});
   const Launch launch(values);
-  Tensor result = torch::stable::empty_like(values);
+  Tensor result = torch::stable::new_empty(values, {x.count, x.channels});
   launch.check(pcssl_cuda_segment_reduce_grad(x.element, g.data, x.data, top.data, x.count, x.channels,
                                               write<int64_t>(offsets), segments, static_cast<int>(reduction),
                                               result.data_ptr(), launch.stream()));

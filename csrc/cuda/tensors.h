@@ -49,11 +49,12 @@ inline const int32_t* read_voxels(const Tensor& x, const char* name) {
 
 // Feature rows (N, C) of any element type.
 struct Rows {
-  Rows(const Tensor& x, const char* name) : data(read_any(x, 2, name)), count(x.size(0)), channels(x.size(1)) {
+  Rows(const Tensor& x, const char* name, bool strided = false)
+      : data(read_any(x, 2, name, strided)), count(x.size(0)), channels(x.size(1)) {
     const ScalarType type = x.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, name,
                     " must be float32, bfloat16 or float16");
-    element = type == ScalarType::Float ? kFloat : type == ScalarType::BFloat16 ? kBFloat16 : kFloat16;
+    element = type == ScalarType::Float ? kFloat32 : type == ScalarType::BFloat16 ? kBfloat16 : kFloat16;
   }
   const void* data;
   int64_t count, channels;

@@ -26,6 +26,11 @@ from pcssl.ops.sparse_conv import KernelMap, check_conv
 from pcssl.ops.voxelize import Voxels
 from pcssl.sparse.engine import Engine, add_engine
 
+try:
+    from pcssl.sparse import implicit_gemm  # convolution on a GPU
+except ImportError:
+    implicit_gemm = None
+
 CPUS = ("avx512", "avx2", "portable")  # instruction sets, widest first
 
 
@@ -99,10 +104,10 @@ class Operators:
     def sparse_conv(
         self, features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
     ) -> Tensor:
-        if self.gpu:
-            return _gpu_convolution()(features, weight, kernel_map, bias)
+        if self.gpu and implicit_gemm is not None:
+            return implicit_gemm.sparse_conv(features, weight, kernel_map, bias, self.operators)
         dtypes = {x.dtype for x in (features, weight, bias) if x is not None}
-        if dtypes != self.dtypes or torch.is_autocast_enabled("cpu"):
+        if self.gpu or dtypes != self.dtypes or torch.is_autocast_enabled("cpu"):
             return ops.sparse_conv(features, weight, kernel_map, bias)
         check_conv(features, weight, kernel_map, bias)
         back = None
@@ -183,24 +188,27 @@ class Operators:
     def nearest(
         self, queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float
     ) -> tuple[Tensor, Tensor]:
-        if not self.gpu or {queries.dtype, points.dtype} != {torch.float32} or not radius > 0:
+        if not self._takes_points(queries, points, radius):
             return ops.nearest(queries, query_batch, points, point_batch, radius)
         inputs = (queries, query_batch.long(), points, point_batch.long())
-        return self.operators.nearest(*(x.detach().contiguous() for x in inputs), radius)
+        return self.operators.nearest(*(x.contiguous() for x in inputs), radius)
+
+    def radius_neighbors(
+        self, queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float
+    ) -> tuple[Tensor, Tensor]:
+        if not self._takes_points(queries, points, radius):
+            return ops.radius_neighbors(queries, query_batch, points, point_batch, radius)
+        inputs = (queries, query_batch.long(), points, point_batch.long())
+        return self.operators.radius_neighbors(*(x.contiguous() for x in inputs), radius)
+
+    def _takes_points(self, queries: Tensor, points: Tensor, radius: float) -> bool:
+        return self.gpu and queries.dtype == points.dtype == torch.float32 and radius > 0
 
 
 FUNCTIONS = (
-    "sparse_conv", "neighbor_table", "interpolate", "curve_codes", "voxelize", "segment_reduce", "nearest"
+    "sparse_conv", "neighbor_table", "interpolate", "curve_codes", "voxelize", "segment_reduce", "nearest",
+    "radius_neighbors",
 )  # fmt: skip
-
-
-@functools.cache
-def _gpu_convolution() -> Callable:
-    try:
-        from pcssl.sparse.implicit_gemm import sparse_conv
-    except ImportError:
-        return ops.sparse_conv
-    return sparse_conv
 
 
 @functools.cache
@@ -236,13 +244,17 @@ def _by_device(name: str) -> Callable:
     return call
 
 
-sparse_conv, neighbor_table, interpolate, curve_codes, voxelize, segment_reduce, nearest = map(_by_device, FUNCTIONS)
+sparse_conv, neighbor_table, interpolate, curve_codes, voxelize, segment_reduce, nearest, radius_neighbors = map(
+    _by_device, FUNCTIONS
+)
 
 
 def register(namespace: str) -> None:
     """Shapes and derivatives of the operators torch.ops.<namespace>."""
     _register_shapes(namespace)
     _register_derivatives(namespace)
+    if implicit_gemm is not None:
+        implicit_gemm.register(namespace)
 
 
 def _register_shapes(namespace: str) -> None:
@@ -286,7 +298,7 @@ def _register_shapes(namespace: str) -> None:
 
     @fake("segment_reduce_grad")
     def _(grad, values, out, offsets, reduction):
-        return torch.empty_like(values)
+        return values.new_empty(values.shape)
 
     @fake("corner_weights")
     def _(position, batch, sorted_keys, order, mode):
@@ -308,9 +320,8 @@ def _register_shapes(namespace: str) -> None:
 
     @fake("radius_neighbors")
     def _(queries, query_batch, points, point_batch, radius):
-        found, count = torch.library.get_ctx().new_dynamic_size(), queries.shape[0]
-        index = queries.new_empty(found, dtype=torch.int64)
-        return index.new_empty(count + 1), index, queries.new_empty(found)
+        found = torch.library.get_ctx().new_dynamic_size()
+        return query_batch.new_empty(queries.shape[0] + 1), query_batch.new_empty(found)
 
 
 def _register_derivatives(namespace: str) -> None:
@@ -344,6 +355,8 @@ def _register_derivatives(namespace: str) -> None:
 
     def keep_segments(ctx, inputs, output):
         values, offsets, ctx.reduction = inputs
+        if REDUCTIONS[ctx.reduction] != "max":  # which looks at no more than their shapes
+            values, output = (x.new_empty(1, 1).expand_as(x) for x in (values, output))
         ctx.save_for_backward(values, output, offsets)
 
     def segment_gradients(ctx, grad):
