@@ -25,8 +25,8 @@ PCSSL_EXPANDED(PCSSL_LIBRARY, m) {
         "-> Tensor");
   m.def("nearest(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius) "
         "-> (Tensor, Tensor)");
-  m.def("radius_neighbors(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius) "
-        "-> (Tensor, Tensor)");
+  m.def("radius_neighbors(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius, "
+        "int k) -> (Tensor, Tensor)");
 }
 
 #ifndef PCSSL_CUDA_ARCHITECTURES

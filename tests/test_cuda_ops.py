@@ -363,23 +363,33 @@ def test_nearest_edges(target):
         nearest([[0, 0, 0]], radius=0)
 
 
-def within(queries, query_batch, points, point_batch, radius):
+def within(queries, query_batch, points, point_batch, radius, k=None):
     """Offsets and indices by looking at all pairs."""
     found = []
     for query, scene in zip(queries, query_batch):
         distance = (query - points).norm(dim=1).masked_fill(point_batch != scene, float("inf"))
         order = torch.argsort(distance, stable=True)
-        found.append(order[distance[order] <= radius])
+        found.append(order[distance[order] <= radius][:k])
     counts = torch.tensor([0, *map(len, found)])
     return counts.cumsum(0), torch.cat(found)
 
 
-@pytest.mark.parametrize("radius", [0.05, 0.4])
-def test_radius_neighbors(target, radius):
+@pytest.mark.parametrize("radius,k", [(0.05, None), (0.4, None), (0.4, 3)])
+def test_radius_neighbors(target, radius, k):
     queries, points = scenes_of_points(200, 0, -1.0), scenes_of_points(700, 1, -1.0)
-    want = within(*queries, *points, radius)
-    assert all(map(torch.equal, ops.radius_neighbors(*queries, *points, radius), want))
-    assert all(map(torch.equal, target.run("radius_neighbors", *queries, *points, radius), want))
+    want = within(*queries, *points, radius, k)
+    assert all(map(torch.equal, ops.radius_neighbors(*queries, *points, radius, k), want))
+    assert all(map(torch.equal, target.run("radius_neighbors", *queries, *points, radius, k), want))
+
+
+def test_points_at_the_radius_far_from_the_origin(target):
+    # Rounded to whole cells, two points a radius apart could seem to be two cells apart.
+    radius, g = 0.1, torch.Generator().manual_seed(0)
+    queries = torch.rand(300, 3, generator=g) * 1000 - 500
+    points = queries + torch.nn.functional.normalize(torch.randn(300, 3, generator=g)) * radius * 0.9999
+    points, zeros = points.roll(7, 0), torch.zeros(300, dtype=torch.int64)
+    want = within(queries, zeros, points, zeros, radius)
+    assert all(map(torch.equal, target.run("radius_neighbors", queries, zeros, points, zeros, radius), want))
 
 
 def test_radius_neighbors_edges(target):
@@ -391,8 +401,9 @@ def test_radius_neighbors_edges(target):
         for queried, count in ((0, 128), (64, 0), (0, 0)):
             offsets, index = function(grid[:queried], zeros[:queried], points[:count], zeros[:count], 1.0)
             assert offsets.tolist() == [0] * (queried + 1) and index.shape == (0,)
-        with pytest.raises(ValueError, match="radius must be positive"):
-            function(grid, zeros[:64], points, zeros, -1.0)
+        for wrong, message in (((-1.0,), "radius must be positive"), ((1.0, 0), "k must be positive")):
+            with pytest.raises(ValueError, match=message):
+                function(grid, zeros[:64], points, zeros, *wrong)
 
 
 # The operators as torch sees them
@@ -421,15 +432,16 @@ def test_opcheck(target):
     check("weighted_rows", features.detach().half().requires_grad_(), rows, weights)
     check("weighted_rows_grad", torch.randn(40, 3), rows, weights, len(coords), True)
     check("nearest", points, batch, points, batch, 0.5)
-    check("radius_neighbors", points, batch, points, batch, 0.5)
+    check("radius_neighbors", points, batch, points, batch, 0.5, 3)
 
 
 def test_operators_refuse_what_they_cannot_read(target):
-    call, coords = target.operators, random_coords(20, 3)
+    call, on = target.operators, {"device": target.device}
+    coords = random_coords(20, 3).to(target.device)
     keys, order = torch.sort(ops.pack_keys(coords))
-    values, offsets = torch.ones(4, 2), torch.tensor([0, 4])
-    rows, weights = torch.zeros(3, 8, dtype=torch.int32), torch.ones(3, 8)
-    points, batch = torch.ones(3, 3), torch.zeros(3, dtype=torch.int64)
+    values, offsets = torch.ones(4, 2, **on), torch.tensor([0, 4], **on)
+    rows, weights = torch.zeros(3, 8, dtype=torch.int32, **on), torch.ones(3, 8, **on)
+    points, batch = torch.ones(3, 3, **on), torch.zeros(3, dtype=torch.int64, **on)
     for message, function, *args in (
         ("coords has the wrong dtype", call.bounds, coords.long()),
         ("coords must have 2 axes", call.bounds, coords[0]),
@@ -453,20 +465,7 @@ def test_operators_refuse_what_they_cannot_read(target):
         ("radius must be positive", call.nearest, points, batch, points, batch, -1.0),
     ):
         with pytest.raises(RuntimeError, match=message):
-            # Moved as they are: strides and offsets of a copy would be others.
-            target.run(function, *args) if target.device == "cpu" or not _is_view(args) else function(
-                *(_view_on(target.device, x) for x in args)
-            )
-
-
-def _is_view(args) -> bool:
-    return any(isinstance(x, torch.Tensor) and x._base is not None for x in args)
-
-
-def _view_on(device, x):
-    if not isinstance(x, torch.Tensor) or x._base is None:
-        return x.to(device) if isinstance(x, torch.Tensor) else x
-    return x._base.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+            function(*args)
 
 
 @pytest.mark.gpu
@@ -523,6 +522,17 @@ def test_which_gpus_run_what_was_built():
     assert not any(native.runs_on(gpu, built) for gpu in ((7, 5), (10, 0), (11, 0)))
     assert native.runs_on((8, 9), [80]) and not native.runs_on((8, 0), [86])
     assert not native.runs_on((9, 0), [])
+
+
+def test_a_gpu_that_nothing_was_built_for_is_named_once(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Old GPU")
+    monkeypatch.setattr(native, "cuda_architectures", lambda: [80, 86])
+    native._built_for_gpu.cache_clear()
+    assert not native._built_for_gpu(0) and not native._built_for_gpu(0)
+    native._built_for_gpu.cache_clear()
+    said = capsys.readouterr().err
+    assert said.count("Old GPU") == 1 and "8.0, 8.6" in said and said.count("\n") == 1
 
 
 def test_a_library_that_does_not_load_leaves_the_reference(tmp_path):

@@ -46,7 +46,7 @@ int pcssl_cuda_sum_weighted_rows(int element, const void* grad, int64_t channels
                                  const int64_t* order, const float* weights, int64_t points, int64_t width,
                                  int64_t num_rows, void* out, void* stream);
 
-int pcssl_cuda_cell_keys(const float* points, const int64_t* batch, int64_t count, float edge, int64_t* keys,
+int pcssl_cuda_cell_keys(const float* points, const int64_t* batch, int64_t count, float radius, int64_t* keys,
                          void* stream);
 int pcssl_cuda_pack_points(const float* points, const int64_t* batch, const int64_t* order, int64_t count,
                            float* packed, void* stream);
@@ -54,12 +54,13 @@ int pcssl_cuda_nearest(const float* queries, const int64_t* batch, int64_t count
                        const float* packed, int64_t points, float radius, int64_t* index, float* distance,
                        void* stream);
 int pcssl_cuda_count_near(const float* queries, const int64_t* batch, int64_t count, const int64_t* keys,
-                          const float* packed, int64_t points, float radius, int64_t* counts, void* stream);
+                          const float* packed, int64_t points, float radius, int64_t most, int64_t* counts, int64_t* kept,
+                          void* stream);
 int pcssl_cuda_list_near(const float* queries, const int64_t* batch, int64_t count, const int64_t* keys,
-                         const float* packed, int64_t points, float radius, const int64_t* offsets, int64_t* entries,
+                         const float* packed, int64_t points, float radius, const int64_t* starts, int64_t* entries,
                          void* stream);
-int pcssl_cuda_rank_near(const int64_t* entries, const int64_t* offsets, int64_t count, int64_t* index,
-                         void* stream);
+int pcssl_cuda_rank_near(const int64_t* entries, const int64_t* starts, const int64_t* offsets, int64_t count,
+                         int64_t* index, void* stream);
 
 int pcssl_cuda_set_device(int device);
 const char* pcssl_cuda_error(int code);

@@ -25,11 +25,11 @@ class Cells {
                                         launch.stream()));
   }
 
-  // kernel(queries, ..., radius, results..., stream)
-  template <typename Kernel, typename... Results>
-  void run(Kernel kernel, Results... results) const {
+  // kernel(queries, ..., radius, more..., stream)
+  template <typename Kernel, typename... More>
+  void run(Kernel kernel, More... more) const {
     launch.check(kernel(queries, batch, queried, write<int64_t>(sorted_), write<float>(packed_), count, radius,
-                        results..., launch.stream()));
+                        more..., launch.stream()));
   }
 
   const float* queries;
@@ -49,19 +49,21 @@ std::tuple<Tensor, Tensor> nearest(Tensor queries, Tensor query_batch, Tensor po
   return {index, distance};
 }
 
-// Sizes are counted first, which waits for the GPU.
+// k: at most so many for a query, the nearest; 0: all. Sizes are counted first, which waits for the GPU.
 std::tuple<Tensor, Tensor> radius_neighbors(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch,
-                                            double radius) {
+                                            double radius, int64_t k) {
+  STD_TORCH_CHECK(k >= 0, "k must not be negative");
   const Cells cells(queries, query_batch, points, point_batch, radius);
   Tensor counts = torch::stable::new_zeros(queries, {cells.queried + 1}, ScalarType::Long);
-  cells.run(pcssl_cuda_count_near, write<int64_t>(counts) + 1);
-  Tensor offsets = cumsum(counts);
-  const int64_t found = last(offsets);
-  const Tensor entries = make<int64_t>(queries, {found});
-  Tensor index = make<int64_t>(queries, {found});
-  cells.run(pcssl_cuda_list_near, write<int64_t>(offsets), write<int64_t>(entries));
-  cells.launch.check(pcssl_cuda_rank_near(write<int64_t>(entries), write<int64_t>(offsets), cells.queried,
-                                          write<int64_t>(index), cells.launch.stream()));
+  Tensor kept = torch::stable::new_zeros(queries, {cells.queried + 1}, ScalarType::Long);
+  cells.run(pcssl_cuda_count_near, k > 0 ? k : INT64_MAX, write<int64_t>(counts) + 1, write<int64_t>(kept) + 1);
+  const Tensor starts = cumsum(counts);
+  Tensor offsets = cumsum(kept);
+  const Tensor entries = make<int64_t>(queries, {last(starts)});
+  Tensor index = make<int64_t>(queries, {last(offsets)});
+  cells.run(pcssl_cuda_list_near, write<int64_t>(starts), write<int64_t>(entries));
+  cells.launch.check(pcssl_cuda_rank_near(write<int64_t>(entries), write<int64_t>(starts), write<int64_t>(offsets),
+                                          cells.queried, write<int64_t>(index), cells.launch.stream()));
   return {offsets, index};
 }
 

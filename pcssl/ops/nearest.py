@@ -33,14 +33,16 @@ def nearest(
 
 
 def radius_neighbors(
-    queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float
+    queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float, k: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """All points of the same scene within `radius` of every query.
+    """All points of the same scene within `radius` of every query, or the k nearest of them.
 
     queries: (Q, 3), points: (P, 3) float, the same units as radius; *_batch: (Q,), (P,) integer.
     Returns offsets (Q + 1,) and index (E,) int64: index[offsets[i] : offsets[i + 1]] are the
     points near query i, the nearest first, equally near ones by their index.
     """
+    if k is not None and k < 1:
+        raise ValueError(f"k must be positive, got {k}")
     found = [[torch.zeros(0, dtype=torch.int64, device=queries.device)] * 2 + [queries.new_zeros(0)]]
     for pair, point, distance in _pairs(queries, query_batch, points, point_batch, radius):
         near = distance <= radius
@@ -49,8 +51,12 @@ def radius_neighbors(
     order = torch.argsort(index)
     for key in (distance, pair):
         order = order[torch.argsort(key[order], stable=True)]
+    pair, index = pair[order], index[order]
     counts = torch.bincount(pair, minlength=len(queries))
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), index[order]
+    if k is not None:
+        place = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[pair]
+        index, counts = index[place < k], counts.clamp(max=k)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), index
 
 
 def _pairs(

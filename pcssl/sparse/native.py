@@ -194,12 +194,18 @@ class Operators:
         return self.operators.nearest(*(x.contiguous() for x in inputs), radius)
 
     def radius_neighbors(
-        self, queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float
+        self,
+        queries: Tensor,
+        query_batch: Tensor,
+        points: Tensor,
+        point_batch: Tensor,
+        radius: float,
+        k: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if not self._takes_points(queries, points, radius):
-            return ops.radius_neighbors(queries, query_batch, points, point_batch, radius)
+        if not self._takes_points(queries, points, radius) or (k is not None and k < 1):
+            return ops.radius_neighbors(queries, query_batch, points, point_batch, radius, k)
         inputs = (queries, query_batch.long(), points, point_batch.long())
-        return self.operators.radius_neighbors(*(x.contiguous() for x in inputs), radius)
+        return self.operators.radius_neighbors(*(x.contiguous() for x in inputs), radius, k or 0)
 
     def _takes_points(self, queries: Tensor, points: Tensor, radius: float) -> bool:
         return self.gpu and queries.dtype == points.dtype == torch.float32 and radius > 0
@@ -319,7 +325,7 @@ def _register_shapes(namespace: str) -> None:
         return queries.new_empty(count, dtype=torch.int64), queries.new_empty(count)
 
     @fake("radius_neighbors")
-    def _(queries, query_batch, points, point_batch, radius):
+    def _(queries, query_batch, points, point_batch, radius, k):
         found = torch.library.get_ctx().new_dynamic_size()
         return query_batch.new_empty(queries.shape[0] + 1), query_batch.new_empty(found)
 
