@@ -149,6 +149,20 @@ def test_neighbor_table_of_a_room(target):
     assert torch.equal(target.run("neighbor_table", coords, keys, order, 3), ops.neighbor_table(coords, keys, order, 3))
 
 
+# Voxels of which one is at the end of an axis and the next in the order of keys at its start.
+ENDS = torch.tensor([[0, 0, 0, KEY_RANGE[1]], [0, 0, 1, KEY_RANGE[0]], [0, 7, KEY_RANGE[1], 3], [0, 8, KEY_RANGE[0], 3],
+                     [0, KEY_RANGE[1], 2, 3], [1, KEY_RANGE[0], 2, 3]], dtype=torch.int32)  # fmt: skip
+
+
+def test_voxels_at_the_ends_of_axes_are_no_neighbours(target):
+    keys, order = torch.sort(ops.pack_keys(ENDS))
+    for kernel, dilation in ((2, 1), (3, 1), (3, 2)):
+        for out in (ENDS, ENDS[::2]):
+            got = target.run("neighbor_table", out, keys, order, kernel, 1, dilation)
+            assert torch.equal(got, ops.neighbor_table(out, keys, order, kernel, 1, dilation))
+            assert int((got >= 0).sum()) == len(out)
+
+
 def test_outputs_out_of_range_have_the_neighbours_in_range(target):
     coords = torch.tensor([[0, KEY_RANGE[1], 0, 0], [0, 0, 0, KEY_RANGE[0]]], dtype=torch.int32)
     keys, order = torch.sort(ops.pack_keys(coords))
@@ -294,6 +308,9 @@ def test_interpolate_edges(target):
     assert target.run("interpolate", features, coords, keys, order, far[:0], zeros[:0]).shape == (0, features.shape[1])
     got = target.run("interpolate", features[:0], coords[:0], keys[:0], order[:0], far, zeros)
     assert torch.equal(got, none)
+    keys, order = torch.sort(ops.pack_keys(ENDS))
+    args = features[:6], ENDS, keys, order, ENDS[:, 1:] + 0.75, ENDS[:, 0].long(), "zero"
+    close(target.run("interpolate", *args), ops.interpolate(*args))
     with pytest.raises(ValueError, match="mode must be"):
         target.run("interpolate", features, coords, keys, order, far, zeros, "cubic")
 
@@ -382,14 +399,11 @@ def test_radius_neighbors(target, radius, k):
     assert all(map(torch.equal, target.run("radius_neighbors", *queries, *points, radius, k), want))
 
 
-def test_points_at_the_radius_far_from_the_origin(target):
-    # Rounded to whole cells, two points a radius apart could seem to be two cells apart.
-    radius, g = 0.1, torch.Generator().manual_seed(0)
-    queries = torch.rand(300, 3, generator=g) * 1000 - 500
-    points = queries + torch.nn.functional.normalize(torch.randn(300, 3, generator=g)) * radius * 0.9999
-    points, zeros = points.roll(7, 0), torch.zeros(300, dtype=torch.int64)
-    want = within(queries, zeros, points, zeros, radius)
-    assert all(map(torch.equal, target.run("radius_neighbors", queries, zeros, points, zeros, radius), want))
+def test_points_at_the_radius_are_not_two_cells_away(target):
+    # With cells as wide as the radius, the query is in cell 1 and the point in cell -1.
+    query, point, zero = torch.tensor([[0.1, 0, 0]]), torch.tensor([[-1e-12, 0, 0]]), torch.zeros(1, dtype=torch.int64)
+    assert target.run("nearest", query, zero, point, zero, 0.1)[0].tolist() == [0]
+    assert target.run("radius_neighbors", query, zero, point, zero, 0.1)[1].tolist() == [0]
 
 
 def test_radius_neighbors_edges(target):
