@@ -146,8 +146,8 @@ Tensor weighted_rows(Tensor features, Tensor rows, Tensor weights) {
 }
 
 // The gradient with respect to features (num_rows, C). Entries are grouped by row first, so that
-// each row is summed by one thread in the order of the points.
-Tensor weighted_rows_grad(Tensor grad, Tensor rows, Tensor weights, int64_t num_rows) {
+// each row is summed by one thread in the order of the points, deterministic or not.
+Tensor weighted_rows_grad(Tensor grad, Tensor rows, Tensor weights, int64_t num_rows, bool) {
   const float* from = read<float>(grad, 2, "grad");
   const int32_t* row = read<int32_t>(rows, 2, "rows");
   const float* weight = read<float>(weights, 2, "weights");

@@ -27,5 +27,20 @@ PCSSL_EXPANDED(PCSSL_LIBRARY, m) {
   m.def("corner_weights(Tensor position, Tensor batch, Tensor sorted_keys, Tensor order, int mode) -> (Tensor, Tensor)");
   m.def("weighted_rows(Tensor features, Tensor rows, Tensor weights) -> Tensor");
   m.def("displace(Tensor points, Tensor field, Tensor low, float spacing) -> Tensor");
-  m.def("weighted_rows_grad(Tensor grad, Tensor rows, Tensor weights, SymInt num_rows) -> Tensor");
+  m.def("weighted_rows_grad(Tensor grad, Tensor rows, Tensor weights, SymInt num_rows, bool deterministic) "
+        "-> Tensor");
+  m.def("nearest(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius) "
+        "-> (Tensor, Tensor)");
+  m.def("radius_neighbors(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius, "
+        "int k) -> (Tensor, Tensor)");
+}
+
+#ifndef PCSSL_CUDA_ARCHITECTURES
+#define PCSSL_CUDA_ARCHITECTURES ""
+#endif
+
+// The GPU architectures that there is machine code for, "80,86,..."; the last of them also in a form that newer
+// GPUs take. Empty without CUDA.
+extern "C" __attribute__((visibility("default"))) const char* pcssl_cuda_architectures() {
+  return PCSSL_CUDA_ARCHITECTURES;
 }

@@ -54,8 +54,8 @@ Tensor segment_reduce(Tensor values, Tensor offsets, int64_t reduction) {
 // share a maximum share its gradient.
 Tensor segment_reduce_grad(Tensor grad, Tensor values, Tensor out, Tensor offsets, int64_t reduction) {
   const float* from = read<float>(grad, 2, "grad");
-  const float* x = read<float>(values, 2, "values");
-  const float* highest = read<float>(out, 2, "out");
+  const float* x = read<float>(values, 2, "values", reduction != kMax);
+  const float* highest = read<float>(out, 2, "out", reduction != kMax);
   const Segments s = check(values, offsets, reduction);
   STD_TORCH_CHECK(grad.size(0) == s.count && grad.size(1) == s.channels && out.size(0) == s.count &&
                       out.size(1) == s.channels, "grad and out must have a row for each segment");

@@ -403,7 +403,7 @@ def test_opcheck_others():
     check(native_ops.corner_weights, (points, batch, keys, order, 0))
     rows, weights = native_ops.corner_weights(points, batch, keys, order, 0)
     check(native_ops.weighted_rows, (torch.randn(len(coords), 3, requires_grad=True), rows, weights))
-    check(native_ops.weighted_rows_grad, (torch.randn(50, 3), rows, weights, len(coords)))
+    check(native_ops.weighted_rows_grad, (torch.randn(50, 3), rows, weights, len(coords), False))
 
 
 # The engine

@@ -4,8 +4,8 @@ namespace pcssl::cuda {
 namespace {
 
 Tensor curve_codes(Tensor coords, bool swap, bool hilbert, int64_t depth) {
-  const int32_t* from = read<int32_t>(coords, 2, "coords");
-  STD_TORCH_CHECK(coords.size(1) == 4 && depth >= 1 && depth <= 16, "coords must be (N, 4), depth 1 to 16");
+  const int32_t* from = read_voxels(coords, "coords");
+  STD_TORCH_CHECK(depth >= 1 && depth <= 16, "depth must be 1 to 16");
   const Launch launch(coords);
   const int64_t rows = coords.size(0);
   Tensor result = make<int64_t>(coords, {rows});

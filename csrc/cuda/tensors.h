@@ -25,15 +25,41 @@ inline bool on_gpu(const Tensor& x) {
 #endif
 }
 
+inline const void* read_any(const Tensor& x, int64_t dim, const char* name, bool strided = false) {
+  STD_TORCH_CHECK(on_gpu(x), name, " is not on a GPU");
+  STD_TORCH_CHECK(x.dim() == dim, name, " must have ", dim, " axes, it has ", x.dim());
+  STD_TORCH_CHECK(strided || x.is_contiguous(), name, " is not contiguous");
+  return x.data_ptr();
+}
+
 // As `pcssl::read`, for a tensor on a GPU.
 template <typename T>
 const T* read(const Tensor& x, int64_t dim, const char* name, bool strided = false) {
-  STD_TORCH_CHECK(on_gpu(x), name, " is not on a GPU");
   STD_TORCH_CHECK(x.scalar_type() == TypeOf<T>::value, name, " has the wrong dtype");
-  STD_TORCH_CHECK(x.dim() == dim, name, " must have ", dim, " axes, it has ", x.dim());
-  STD_TORCH_CHECK(strided || x.is_contiguous(), name, " is not contiguous");
-  return static_cast<const T*>(x.data_ptr());
+  return static_cast<const T*>(read_any(x, dim, name, strided));
 }
+
+// Voxels (N, 4) int32, which kernels read as a whole.
+inline const int32_t* read_voxels(const Tensor& x, const char* name) {
+  const int32_t* voxels = read<int32_t>(x, 2, name);
+  STD_TORCH_CHECK(x.size(1) == 4, name, " must be (N, 4)");
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(voxels) % 16 == 0, name, " must start at a multiple of 16 bytes");
+  return voxels;
+}
+
+// Feature rows (N, C) of any element type.
+struct Rows {
+  Rows(const Tensor& x, const char* name, bool strided = false)
+      : data(read_any(x, 2, name, strided)), count(x.size(0)), channels(x.size(1)) {
+    const ScalarType type = x.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, name,
+                    " must be float32, bfloat16 or float16");
+    element = type == ScalarType::Float ? kFloat32 : type == ScalarType::BFloat16 ? kBfloat16 : kFloat16;
+  }
+  const void* data;
+  int64_t count, channels;
+  Element element;
+};
 
 // The device of a tensor and torch's current stream there, for the time of an operator.
 class Launch {

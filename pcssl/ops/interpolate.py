@@ -81,9 +81,12 @@ def _corner_keys(low: Tensor, batch: Tensor, corners: list[tuple[int, int, int]]
         yield keys(cell).masked_fill((cell != moved).any(1), -1)
 
 
-def released_position(coords: Tensor, points: Tensor, batch: Tensor) -> Tensor:
-    """Where mode "msm" reads, with whole numbers at voxel centres."""
-    scenes = int(max(coords[:, 0].max(), batch.max())) + 1
+def released_position(coords: Tensor, points: Tensor, batch: Tensor, scenes: int | None = None) -> Tensor:
+    """Where mode "msm" reads, with whole numbers at voxel centres.
+
+    scenes: more than any scene's number; None looks for it, which waits for a GPU.
+    """
+    scenes = scenes or int(max(coords[:, 0].max(), batch.max())) + 1
     extent = coords.new_zeros(scenes, 3).scatter_reduce(
         0, coords[:, :1].long().expand(-1, 3), coords[:, 1:], "amax", include_self=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,12 +20,53 @@ def nearest(
     Returns index (Q,) int64, -1 where no point is within reach, and distance (Q,), inf there.
     Of equally near points the one with the lowest index is taken.
     """
-    if not radius > 0:
-        raise ValueError(f"radius must be positive, got {radius}")
     index = torch.full((len(queries),), len(points), dtype=torch.int64, device=queries.device)
     best = torch.full((len(queries),), float("inf"), dtype=queries.dtype, device=queries.device)
+    for pair, point, distance in _pairs(queries, query_batch, points, point_batch, radius):
+        closest = best.scatter_reduce(0, pair, distance, "amin")
+        index = torch.where(closest < best, len(points), index)
+        tie = distance == closest[pair]
+        index = index.scatter_reduce(0, pair[tie], point[tie], "amin")
+        best = closest
+    far = (best > radius) | (index == len(points))
+    return index.masked_fill(far, -1), best.masked_fill(far, float("inf"))
+
+
+def radius_neighbors(
+    queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float, k: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """All points of the same scene within `radius` of every query, or the k nearest of them.
+
+    queries: (Q, 3), points: (P, 3) float, the same units as radius; *_batch: (Q,), (P,) integer.
+    Returns offsets (Q + 1,) and index (E,) int64: index[offsets[i] : offsets[i + 1]] are the
+    points near query i, the nearest first, equally near ones by their index.
+    """
+    if k is not None and k < 1:
+        raise ValueError(f"k must be positive, got {k}")
+    found = [[torch.zeros(0, dtype=torch.int64, device=queries.device)] * 2 + [queries.new_zeros(0)]]
+    for pair, point, distance in _pairs(queries, query_batch, points, point_batch, radius):
+        near = distance <= radius
+        found.append([pair[near], point[near], distance[near]])
+    pair, index, distance = map(torch.cat, zip(*found))
+    order = torch.argsort(index)
+    for key in (distance, pair):
+        order = order[torch.argsort(key[order], stable=True)]
+    pair, index = pair[order], index[order]
+    counts = torch.bincount(pair, minlength=len(queries))
+    if k is not None:
+        place = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[pair]
+        index, counts = index[place < k], counts.clamp(max=k)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), index
+
+
+def _pairs(
+    queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(query, point, distance) of all pairs within `radius` and some farther ones, in 27 parts."""
+    if not radius > 0:
+        raise ValueError(f"radius must be positive, got {radius}")
     if len(points) == 0 or len(queries) == 0:
-        return torch.full_like(index, -1), best
+        return
 
     def cells(x: Tensor, batch: Tensor) -> Tensor:
         return torch.cat([batch.long()[:, None], torch.floor(x / radius).long()], 1)
@@ -40,14 +82,7 @@ def nearest(
         at = at[rows]
         pair, point = _expand(rows, starts[at], counts[at])
         point = order[point]
-        distance = (queries[pair] - points[point]).norm(dim=1)
-        closest = best.scatter_reduce(0, pair, distance, "amin")
-        index = torch.where(closest < best, len(points), index)
-        tie = distance == closest[pair]
-        index = index.scatter_reduce(0, pair[tie], point[tie], "amin")
-        best = closest
-    far = best > radius
-    return index.masked_fill(far, -1), best.masked_fill(far, float("inf"))
+        yield pair, point, (queries[pair] - points[point]).norm(dim=1)
 
 
 def _expand(rows: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

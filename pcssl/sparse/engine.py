@@ -34,6 +34,7 @@ class Engine:
     segment_reduce: Callable = ops.segment_reduce
     nearest: Callable = ops.nearest
     displace: Callable = ops.displace
+    radius_neighbors: Callable = ops.radius_neighbors
 
 
 PREFERENCE = ("native", "reference")  # what "auto" takes, first that is there
@@ -57,8 +58,8 @@ def why_missing(name: str) -> str | None:
     """Why an engine of MODULES cannot run here, in one line; None if it can. Imports its module."""
     if name not in _engines and name not in _missing:
         try:
-            importlib.import_module(MODULES[name])
-            _missing[name] = "it is not built"
+            module = importlib.import_module(MODULES[name])
+            _missing[name] = (getattr(module, "LOAD_ERROR", None) or "it is not built").splitlines()[0]
         except Exception as error:  # a binary made for another torch or Python can fail in any way
             _missing[name] = in_one_line(error)
     return None if name in _engines else _missing[name]

@@ -1,13 +1,16 @@
-"""The `native` engine: compiled operators for CPU tensors in float32.
+"""The `native` engine: compiled operators for tensors in float32 on the CPU, and on GPUs where nvcc built them.
 
-Whatever they do not take (other devices and dtypes, autocast) runs on the reference, operator
-by operator. The binary comes from csrc/ when the package is installed; without it this module
-adds no engine.
+Whatever they do not take (other devices and dtypes, autocast on the CPU) runs on the reference,
+operator by operator. The binary comes from csrc/ when the package is installed; without it this
+module adds no engine.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -17,11 +20,16 @@ import pcssl
 from pcssl import ops
 from pcssl.ops.curves import DEPTH, check_curve
 from pcssl.ops.interpolate import MODES, released_position
-from pcssl.ops.keys import check_range
+from pcssl.ops.keys import MAX_BATCH, check_range
 from pcssl.ops.segment import REDUCTIONS, check_segments
 from pcssl.ops.sparse_conv import KernelMap, check_conv
 from pcssl.ops.voxelize import Voxels
 from pcssl.sparse.engine import Engine, add_engine
+
+try:
+    from pcssl.sparse import implicit_gemm  # convolution on a GPU
+except ImportError:
+    implicit_gemm = None
 
 CPUS = ("avx512", "avx2", "portable")  # instruction sets, widest first
 
@@ -36,13 +44,14 @@ def _find_library() -> Path | None:
 
 
 LIBRARY = _find_library()
+LOAD_ERROR: str | None = None  # why there is a library that cannot be used; LIBRARY is None then
 
 
 def _symbols() -> ctypes.CDLL:
     if LIBRARY is None:
-        raise RuntimeError("the compiled operators of pcssl are not built")
+        raise RuntimeError(LOAD_ERROR or "the compiled operators of pcssl are not built")
     library = ctypes.CDLL(str(LIBRARY))
-    library.pcssl_cpu.restype = ctypes.c_char_p
+    library.pcssl_cpu.restype = library.pcssl_cuda_architectures.restype = ctypes.c_char_p
     return library
 
 
@@ -60,161 +69,282 @@ def use_cpu(name: str) -> None:
         raise ValueError(f"instruction set {name!r} cannot be used here; known: {', '.join(CPUS)}")
 
 
-def _takes(*tensors: Tensor | None) -> bool:
-    return all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
+def cuda_architectures() -> list[int]:
+    """GPU architectures that the library was built for, 80 for compute capability 8.0; none without nvcc."""
+    return [int(name) for name in _symbols().pcssl_cuda_architectures().decode().split(",") if name.isdigit()]
 
 
-def sparse_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None) -> Tensor:
-    """As `pcssl.ops.sparse_conv`."""
-    if not _takes(features, weight, bias) or torch.is_autocast_enabled("cpu"):
-        return ops.sparse_conv(features, weight, kernel_map, bias)
-    check_conv(features, weight, kernel_map, bias)
-    back = None
-    if features.requires_grad and torch.is_grad_enabled() and not kernel_map.symmetric:
-        back = kernel_map.transposed.table
-    return torch.ops.pcssl.sparse_conv(features.contiguous(), weight, bias, kernel_map.table.contiguous(), back, False)
+def runs_on(capability: tuple[int, int], architectures: Iterable[int]) -> bool:
+    """Whether a GPU of this compute capability can run what was built for these architectures.
+
+    Machine code runs within its major version from its minor version on; what is newer than all of
+    them compiles the code of the newest.
+    """
+    gpu = 10 * capability[0] + capability[1]
+    return any(gpu // 10 == a // 10 and gpu >= a for a in architectures) or gpu > max(architectures, default=gpu)
 
 
-def neighbor_table(
-    out_coords: Tensor, sorted_keys: Tensor, order: Tensor, kernel: int, stride: int = 1, dilation: int = 1
-) -> Tensor:
-    """As `pcssl.ops.neighbor_table`."""
-    if out_coords.device.type != "cpu" or out_coords.dtype != torch.int32:
-        return ops.neighbor_table(out_coords, sorted_keys, order, kernel, stride, dilation)
-    out_coords = out_coords.contiguous()
-    if len(out_coords):
-        low, high = torch.ops.pcssl.bounds(out_coords).tolist()
-        scale = (1, stride, stride, stride)
-        check_range([a * s for a, s in zip(low, scale)], [a * s for a, s in zip(high, scale)])
-    return torch.ops.pcssl.neighbor_table(
-        out_coords, sorted_keys.contiguous(), order.contiguous(), kernel, stride, dilation
-    )
+class Operators:
+    """The functions of the engine on the operators torch.ops.<namespace>, with the signatures of `pcssl.ops`.
+
+    gpu: whether these work in a GPU's memory. To look into it before an operator is queued would
+    wait for all that was queued before, so what is looked at on the CPU is not there: where an
+    offset, a row or a scene number is out of range, a GPU leaves it out instead of raising.
+    """
+
+    def __init__(self, namespace: str, gpu: bool):
+        self.operators = getattr(torch.ops, namespace)
+        self.gpu = gpu
+        self.dtypes = {torch.float32, torch.bfloat16, torch.float16} if gpu else {torch.float32}
+
+    def engine(self, name: str) -> Engine:
+        """An engine of these functions alone."""
+        return Engine(name, **{function: getattr(self, function) for function in FUNCTIONS})
+
+    def sparse_conv(
+        self, features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
+    ) -> Tensor:
+        if self.gpu and implicit_gemm is not None:
+            return implicit_gemm.sparse_conv(features, weight, kernel_map, bias, self.operators)
+        dtypes = {x.dtype for x in (features, weight, bias) if x is not None}
+        if self.gpu or dtypes != self.dtypes or torch.is_autocast_enabled("cpu"):
+            return ops.sparse_conv(features, weight, kernel_map, bias)
+        check_conv(features, weight, kernel_map, bias)
+        back = None
+        if features.requires_grad and torch.is_grad_enabled() and not kernel_map.symmetric:
+            back = kernel_map.transposed.table
+        table = kernel_map.table.contiguous()
+        return self.operators.sparse_conv(features.contiguous(), weight, bias, table, back, False)
+
+    def neighbor_table(
+        self, out_coords: Tensor, sorted_keys: Tensor, order: Tensor, kernel: int, stride: int = 1, dilation: int = 1
+    ) -> Tensor:
+        if out_coords.dtype != torch.int32:
+            return ops.neighbor_table(out_coords, sorted_keys, order, kernel, stride, dilation)
+        out_coords = out_coords.contiguous()
+        if len(out_coords) and not self.gpu:
+            low, high = self.operators.bounds(out_coords).tolist()
+            scale = (1, stride, stride, stride)
+            check_range([a * s for a, s in zip(low, scale)], [a * s for a, s in zip(high, scale)])
+        return self.operators.neighbor_table(
+            out_coords, sorted_keys.contiguous(), order.contiguous(), kernel, stride, dilation
+        )
+
+    def curve_codes(self, coords: Tensor, curve: str, depth: int = DEPTH) -> Tensor:
+        if coords.dtype != torch.int32 or not len(coords):
+            return ops.curve_codes(coords, curve, depth)
+        coords = coords.contiguous()
+        # On a GPU too: codes of voxels out of range would be those of other voxels.
+        low, high = self.operators.bounds(coords).tolist()
+        check_curve(curve, depth, min(low[1:]), max(high[1:]))
+        return self.operators.curve_codes(coords, curve.startswith("yxz"), curve.endswith("hilbert"), depth)
+
+    def voxelize(self, points: Tensor, voxel_size: float, batch: Tensor | None = None) -> Voxels:
+        if points.dtype != torch.float32 or not len(points) or not voxel_size > 0:
+            return ops.voxelize(points, voxel_size, batch)
+        scene = points.new_zeros(len(points), dtype=torch.int64) if batch is None else batch.long().contiguous()
+        keys, bounds = self.operators.voxel_keys(points.contiguous(), voxel_size, scene)
+        low, high = bounds.tolist()
+        if low[0] == torch.iinfo(torch.int64).min:
+            raise ValueError("points contain NaN or infinite coordinates")
+        check_range(low, high)
+        return Voxels(*self.operators.unique_voxels(keys))
+
+    def segment_reduce(self, values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
+        fits = values.dtype in self.dtypes and values.ndim == 2 and offsets.dtype == torch.int64 and offsets.ndim == 1
+        if not fits or not len(offsets) or reduce not in REDUCTIONS:
+            return ops.segment_reduce(values, offsets, reduce)
+        if not self.gpu:
+            check_segments(values, offsets, reduce)
+        return self.operators.segment_reduce(values.contiguous(), offsets.contiguous(), REDUCTIONS.index(reduce))
+
+    def interpolate(
+        self,
+        features: Tensor,
+        coords: Tensor,
+        sorted_keys: Tensor,
+        order: Tensor,
+        points: Tensor,
+        batch: Tensor,
+        mode: str = "exact",
+    ) -> Tensor:
+        """A point outside the range of keys has no voxels around it."""
+        if features.dtype not in self.dtypes or points.dtype != torch.float32 or not len(points) or not len(features):
+            return ops.interpolate(features, coords, sorted_keys, order, points, batch, mode)
+        if not self.gpu:
+            scenes = torch.stack(torch.aminmax(batch)).tolist()
+            check_range([scenes[0], 0, 0, 0], [scenes[1], 0, 0, 0])
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+        with torch.no_grad():
+            scenes = MAX_BATCH + 1 if self.gpu else None
+            position = released_position(coords, points, batch, scenes) if mode == "msm" else points - 0.5
+            rows, weights = self.operators.corner_weights(
+                position.contiguous(), batch.long().contiguous(), sorted_keys.contiguous(), order.contiguous(),
+                {"exact": 0, "zero": 1, "msm": 1, "nearest": 2}[mode],
+            )  # fmt: skip
+        return self.operators.weighted_rows(features.contiguous(), rows, weights)
+
+    def nearest(
+        self, queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float
+    ) -> tuple[Tensor, Tensor]:
+        if not self._takes_points(queries, points, radius):
+            return ops.nearest(queries, query_batch, points, point_batch, radius)
+        inputs = (queries, query_batch.long(), points, point_batch.long())
+        return self.operators.nearest(*(x.contiguous() for x in inputs), radius)
+
+    def radius_neighbors(
+        self,
+        queries: Tensor,
+        query_batch: Tensor,
+        points: Tensor,
+        point_batch: Tensor,
+        radius: float,
+        k: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if not self._takes_points(queries, points, radius) or (k is not None and k < 1):
+            return ops.radius_neighbors(queries, query_batch, points, point_batch, radius, k)
+        inputs = (queries, query_batch.long(), points, point_batch.long())
+        return self.operators.radius_neighbors(*(x.contiguous() for x in inputs), radius, k or 0)
+
+    def displace(self, points: Tensor, field: Tensor, low: Tensor, spacing: float) -> Tensor:
+        plain = {x.dtype for x in (points, field, low)} == {torch.float32} and not (points.requires_grad or field.requires_grad)
+        if self.gpu or not plain:
+            return ops.displace(points, field, low, spacing)
+        return self.operators.displace(points.contiguous(), field.contiguous(), low.contiguous(), spacing)
+
+    def _takes_points(self, queries: Tensor, points: Tensor, radius: float) -> bool:
+        return self.gpu and queries.dtype == points.dtype == torch.float32 and radius > 0
 
 
-def curve_codes(coords: Tensor, curve: str, depth: int = DEPTH) -> Tensor:
-    """As `pcssl.ops.curve_codes`."""
-    if coords.device.type != "cpu" or coords.dtype != torch.int32 or not len(coords):
-        return ops.curve_codes(coords, curve, depth)
-    coords = coords.contiguous()
-    low, high = torch.ops.pcssl.bounds(coords).tolist()
-    check_curve(curve, depth, min(low[1:]), max(high[1:]))
-    return torch.ops.pcssl.curve_codes(coords, curve.startswith("yxz"), curve.endswith("hilbert"), depth)
+FUNCTIONS = (
+    "sparse_conv", "neighbor_table", "interpolate", "curve_codes", "voxelize", "segment_reduce", "nearest",
+    "radius_neighbors", "displace",
+)  # fmt: skip
 
 
-def voxelize(points: Tensor, voxel_size: float, batch: Tensor | None = None) -> Voxels:
-    """As `pcssl.ops.voxelize`."""
-    if not _takes(points) or not len(points) or not voxel_size > 0:
-        return ops.voxelize(points, voxel_size, batch)
-    scene = points.new_zeros(len(points), dtype=torch.int64) if batch is None else batch.long().contiguous()
-    keys, bounds = torch.ops.pcssl.voxel_keys(points.contiguous(), voxel_size, scene)
-    low, high = bounds.tolist()
-    if low[0] == torch.iinfo(torch.int64).min:
-        raise ValueError("points contain NaN or infinite coordinates")
-    check_range(low, high)
-    return Voxels(*torch.ops.pcssl.unique_voxels(keys))
+@functools.cache
+def _built_for_gpu(index: int) -> bool:
+    built = cuda_architectures()
+    if runs_on(torch.cuda.get_device_capability(index), built):
+        return True
+    have = ", ".join(f"{a / 10:.1f}" for a in built)
+    print(
+        f"pcssl: no compiled operators for {torch.cuda.get_device_name(index)}, so plain torch runs on it, several "
+        + (f"times slower; there are some for compute capability {have}" if built else
+           "times slower; install the CUDA toolkit (nvcc) and run `pip install` again"),
+        file=sys.stderr,
+    )  # fmt: skip
+    return False
 
 
-def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
-    """As `pcssl.ops.segment_reduce`."""
-    if not _takes(values) or values.ndim != 2 or offsets.dtype != torch.int64:
-        return ops.segment_reduce(values, offsets, reduce)
-    check_segments(values, offsets, reduce)
-    return torch.ops.pcssl.segment_reduce(values.contiguous(), offsets.contiguous(), REDUCTIONS.index(reduce))
+ON_CPU, ON_GPU = Operators("pcssl", gpu=False), Operators("pcssl", gpu=True)
 
 
-def interpolate(
-    features: Tensor,
-    coords: Tensor,
-    sorted_keys: Tensor,
-    order: Tensor,
-    points: Tensor,
-    batch: Tensor,
-    mode: str = "exact",
-) -> Tensor:
-    """As `pcssl.ops.interpolate`; a point outside the range of keys has no voxels around it."""
-    if not _takes(features, points) or not len(points) or not len(features):
-        return ops.interpolate(features, coords, sorted_keys, order, points, batch, mode)
-    scenes = torch.stack(torch.aminmax(batch)).tolist()
-    check_range([scenes[0], 0, 0, 0], [scenes[1], 0, 0, 0])
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-    with torch.no_grad():
-        position = released_position(coords, points, batch) if mode == "msm" else points - 0.5
-        rows, weights = torch.ops.pcssl.corner_weights(
-            position.contiguous(), batch.long().contiguous(), sorted_keys.contiguous(), order.contiguous(),
-            {"exact": 0, "zero": 1, "msm": 1, "nearest": 2}[mode],
-        )  # fmt: skip
-    return torch.ops.pcssl.weighted_rows(features.contiguous(), rows, weights)
+def _by_device(name: str) -> Callable:
+    """The function `name` on the operators of the device that its first tensor is on."""
+    reference = getattr(ops, name)
+
+    @functools.wraps(reference)
+    def call(first: Tensor, *args, **kwargs):
+        if first.device.type == "cpu":
+            return getattr(ON_CPU, name)(first, *args, **kwargs)
+        if first.device.type == "cuda" and _built_for_gpu(first.device.index):
+            return getattr(ON_GPU, name)(first, *args, **kwargs)
+        return reference(first, *args, **kwargs)
+
+    return call
 
 
-def displace(points: Tensor, field: Tensor, low: Tensor, spacing: float) -> Tensor:
-    """As `pcssl.ops.displace`; not differentiable."""
-    if not _takes(points, field, low) or points.requires_grad or field.requires_grad:
-        return ops.displace(points, field, low, spacing)
-    return torch.ops.pcssl.displace(points.contiguous(), field.contiguous(), low.contiguous(), spacing)
+(
+    sparse_conv, neighbor_table, interpolate, curve_codes, voxelize, segment_reduce, nearest, radius_neighbors, displace,
+) = map(_by_device, FUNCTIONS)  # fmt: skip
 
 
-def _register_shapes() -> None:
+def register(namespace: str) -> None:
+    """Shapes and derivatives of the operators torch.ops.<namespace>."""
+    _register_shapes(namespace)
+    _register_derivatives(namespace)
+    if implicit_gemm is not None:
+        implicit_gemm.register(namespace)
+
+
+def _register_shapes(namespace: str) -> None:
     """What comes out for what goes in, for torch.compile."""
-    fake = torch.library.register_fake
 
-    @fake("pcssl::sparse_conv")
+    def fake(name: str) -> Callable:
+        return torch.library.register_fake(f"{namespace}::{name}")
+
+    @fake("sparse_conv")
     def _(features, weight, bias, table, back, flip):
         return features.new_empty(table.shape[1], weight.shape[2])
 
-    @fake("pcssl::sparse_conv_weight_grad")
+    @fake("sparse_conv_weight_grad")
     def _(features, grad, table):
         return features.new_empty(grad.shape[1], table.shape[0], features.shape[1])
 
-    @fake("pcssl::neighbor_table")
+    @fake("neighbor_table")
     def _(out_coords, sorted_keys, order, size, stride, dilation):
         return out_coords.new_empty(size**3, out_coords.shape[0])
 
-    @fake("pcssl::bounds")
+    @fake("bounds")
     def _(coords):
         return coords.new_empty(2, 4, dtype=torch.int64)
 
-    @fake("pcssl::voxel_keys")
+    @fake("voxel_keys")
     def _(points, size, batch):
         return batch.new_empty(points.shape[0]), batch.new_empty(2, 4)
 
-    @fake("pcssl::unique_voxels")
+    @fake("unique_voxels")
     def _(keys):
         count = torch.library.get_ctx().new_dynamic_size()
         return keys.new_empty(count, 4, dtype=torch.int32), torch.empty_like(keys), keys.new_empty(count)
 
-    @fake("pcssl::curve_codes")
+    @fake("curve_codes")
     def _(coords, swap, hilbert, depth):
         return coords.new_empty(coords.shape[0], dtype=torch.int64)
 
-    @fake("pcssl::segment_reduce")
+    @fake("segment_reduce")
     def _(values, offsets, reduction):
         return values.new_empty(offsets.shape[0] - 1, values.shape[1])
 
-    @fake("pcssl::segment_reduce_grad")
+    @fake("segment_reduce_grad")
     def _(grad, values, out, offsets, reduction):
-        return torch.empty_like(values)
+        return values.new_empty(values.shape)
 
-    @fake("pcssl::corner_weights")
+    @fake("corner_weights")
     def _(position, batch, sorted_keys, order, mode):
         shape = position.shape[0], 8
         return position.new_empty(shape, dtype=torch.int32), position.new_empty(shape)
 
-    @fake("pcssl::weighted_rows")
+    @fake("weighted_rows")
     def _(features, rows, weights):
         return features.new_empty(rows.shape[0], features.shape[1])
 
-    @fake("pcssl::displace")
+    @fake("displace")
     def _(points, field, low, spacing):
         return torch.empty_like(points)
 
-    @fake("pcssl::weighted_rows_grad")
-    def _(grad, rows, weights, num_rows):
+    @fake("weighted_rows_grad")
+    def _(grad, rows, weights, num_rows, deterministic):
         return grad.new_empty(num_rows, grad.shape[1])
 
+    @fake("nearest")
+    def _(queries, query_batch, points, point_batch, radius):
+        count = queries.shape[0]
+        return queries.new_empty(count, dtype=torch.int64), queries.new_empty(count)
 
-def _register_derivatives() -> None:
-    native, autograd = torch.ops.pcssl, torch.library.register_autograd
+    @fake("radius_neighbors")
+    def _(queries, query_batch, points, point_batch, radius, k):
+        found = torch.library.get_ctx().new_dynamic_size()
+        return query_batch.new_empty(queries.shape[0] + 1), query_batch.new_empty(found)
+
+
+def _register_derivatives(namespace: str) -> None:
+    native = getattr(torch.ops, namespace)
+
+    def autograd(name: str, backward: Callable, setup_context: Callable | None = None) -> None:
+        torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context)
 
     def keep_conv(ctx, inputs, output):
         features, weight, bias, table, back, flip = inputs
@@ -241,6 +371,8 @@ def _register_derivatives() -> None:
 
     def keep_segments(ctx, inputs, output):
         values, offsets, ctx.reduction = inputs
+        if REDUCTIONS[ctx.reduction] != "max":  # which looks at no more than their shapes
+            values, output = (x.new_empty(1, 1).expand_as(x) for x in (values, output))
         ctx.save_for_backward(values, output, offsets)
 
     def segment_gradients(ctx, grad):
@@ -253,24 +385,25 @@ def _register_derivatives() -> None:
 
     def weighted_gradients(ctx, grad):
         # Weights depend on points, which are not learnt.
-        return native.weighted_rows_grad(grad.contiguous(), *ctx.saved_tensors, ctx.num_rows), None, None
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        to_features = native.weighted_rows_grad(grad.contiguous(), *ctx.saved_tensors, ctx.num_rows, deterministic)
+        return to_features, None, None
 
     def no_second_derivative(ctx, *grads):
         raise NotImplementedError("the native engine has no second derivatives here; use the reference engine")
 
-    autograd("pcssl::sparse_conv", conv_gradients, setup_context=keep_conv)
-    autograd("pcssl::segment_reduce", segment_gradients, setup_context=keep_segments)
-    autograd("pcssl::weighted_rows", weighted_gradients, setup_context=keep_weighted)
+    autograd("sparse_conv", conv_gradients, setup_context=keep_conv)
+    autograd("segment_reduce", segment_gradients, setup_context=keep_segments)
+    autograd("weighted_rows", weighted_gradients, setup_context=keep_weighted)
     for name in ("sparse_conv_weight_grad", "segment_reduce_grad", "weighted_rows_grad"):
-        autograd(f"pcssl::{name}", no_second_derivative)
+        autograd(name, no_second_derivative)
 
 
 if LIBRARY is not None:
-    torch.ops.load_library(str(LIBRARY))
-    _register_shapes()
-    _register_derivatives()
-    add_engine(
-        Engine(
-            "native", sparse_conv, neighbor_table, interpolate, curve_codes, voxelize, segment_reduce, displace=displace
-        )
-    )
+    try:
+        torch.ops.load_library(str(LIBRARY))
+        register("pcssl")
+    except (OSError, RuntimeError) as error:  # built for another torch, or a library that it needs is gone
+        LIBRARY, LOAD_ERROR = None, f"{LIBRARY} cannot be used: {error}"
+    else:
+        add_engine(Engine("native", **{name: globals()[name] for name in FUNCTIONS}))
