@@ -1,0 +1,1 @@
+"""What `pcssl benchmark` times: one module an operator, with `TITLE` and `cases(sample, settings)`."""
