@@ -94,8 +94,9 @@ def peer(name: str) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecated parts of torch
             importlib.import_module(module)
-    except (ImportError, OSError):
-        print(f"pcssl benchmark: {name} is not installed, so it is left out ({how})", file=sys.stderr)
+    except (ImportError, OSError, RuntimeError) as error:  # the last two: built for another torch or CUDA
+        why = f"is not installed ({how})" if isinstance(error, ModuleNotFoundError) else f"does not load: {error}"
+        print(f"pcssl benchmark: left out: {name} {why}", file=sys.stderr)
         return False
     return True
 

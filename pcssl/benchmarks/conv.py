@@ -13,7 +13,6 @@ from pcssl.benchmarks.case import DTYPES, PASSES, TOLERANCES, Case, Maker, Setti
 from pcssl.benchmarks.samples import Sample
 from pcssl.sparse import use_engine
 
-TITLE = "3x3x3 submanifold convolution"
 CHANNELS = (32, 64, 128, 256)
 
 

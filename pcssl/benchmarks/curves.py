@@ -10,8 +10,6 @@ from pcssl.benchmarks.samples import Sample
 from pcssl.ops import CURVES
 from pcssl.sparse import use_engine
 
-TITLE = "keys along space-filling curves"
-
 
 def cases(sample: Sample, settings: Settings) -> Iterator[Case]:
     """No package that we know of has these keys on tensors: the other engines and the copy are what there is."""

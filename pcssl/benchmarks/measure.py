@@ -24,7 +24,7 @@ class Row:
 
     ms: median. times: of the chosen engine's time. scaling: time at the first number of threads over
     the time at this one. of_gemm: its time over ours. of_matmul, of_copy: share of the ceilings.
-    peak: bytes beyond the inputs. difference: from the chosen engine's numbers, as a share of their
+    peak: bytes beyond the inputs. difference: from the first contestant's numbers, as a share of their
     largest. failed: crashed, or its numbers differ.
     """
 
@@ -71,27 +71,26 @@ class _Trial:
     def __init__(self, case: Case):
         self.steps: dict[str, Step] = {}
         self.differences: dict[str, float] = {}
-        self.notes: dict[str, tuple[bool, str]] = {}
-        self._expected: Tensor | Sequence[Tensor] | None = None
+        self.notes: dict[str, tuple[bool, str]] = {}  # failed, why
+        expected = None
         for by, make in contestants(case).items():
             try:
                 step = make()
-                result = step()
+                found = step()
                 if by != GEMM:
-                    self._agree(by, case.answer(result), case.tolerance)
+                    found = case.answer(found)
+                    expected = found if expected is None else expected
+                    self._agree(by, difference(found, expected), case.tolerance)
                 self.steps[by] = step
             except LeftOut as reason:
                 self.notes[by] = False, str(reason)
             except Exception as error:  # whatever a package throws, the others are still timed
                 self.notes[by] = True, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
-    def _agree(self, by: str, found: Tensor | Sequence[Tensor], tolerance: float) -> None:
-        if self._expected is None:
-            self._expected = found
-            return
-        self.differences[by] = difference(found, self._expected)
-        if not self.differences[by] <= tolerance:
-            self.notes[by] = True, f"its numbers differ by {self.differences[by]:.1e} of the largest"
+    def _agree(self, by: str, found: float, tolerance: float) -> None:
+        self.differences[by] = found
+        if not found <= tolerance:  # NaN does not agree either
+            self.notes[by] = True, f"its numbers differ by {found:.1e} of the largest"
 
 
 def contestants(case: Case) -> dict[str, Maker]:
@@ -120,7 +119,7 @@ def _compare(row: Row, case: Case, found: dict[str, float], device: torch.device
     if row.by != GEMM:  # a matrix product gathers nothing
         row.gbs = case.traffic / found[row.by] * 1e-6
         row.of_copy = row.gbs / gbs
-    if case.gemm:
+    if GEMM in found:
         row.of_gemm = found[GEMM] / found[row.by]
 
 

@@ -13,7 +13,6 @@ from pcssl.benchmarks.case import Case, Settings, Step, engines, nbytes
 from pcssl.benchmarks.samples import Sample
 from pcssl.sparse import use_engine
 
-TITLE = "nearest point within a radius"
 RADII = (1, 4)  # in voxel edges
 
 

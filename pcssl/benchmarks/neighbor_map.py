@@ -12,7 +12,6 @@ from pcssl.benchmarks.case import Case, Settings, Step, engines, nbytes, peer
 from pcssl.benchmarks.samples import Sample
 from pcssl.sparse import Geometry, use_engine
 
-TITLE = "neighbour table"
 TABLES = {"3x3x3 submanifold": 3, "3x3x3 with the sort": 3, "2x2x2 stride 2": 2}
 
 

@@ -25,14 +25,15 @@ from pcssl.benchmarks.samples import Sample
 from pcssl.errors import UserError
 from pcssl.sparse import native
 
-# Heading, width, and how a row shows there; None shows as nothing.
-_Column = tuple[str, int, Callable[[Row], Any]]
+# Heading, width, field of a row and how it is written; None shows as nothing.
+_Column = tuple[str, int, str, Callable[[Any], str]]
 
 
 class Report:
     """Rows are printed and saved one by one, so that what was measured stays when one stops.
 
-    path: JSON file with `machine`, `settings`, `command`, `date`, `ceilings` and `rows`, or None.
+    path: JSON file with `command`, `date`, `machine`, `settings`, `ceilings` and `rows`, or None.
+    settings: what the command line says, `threads` and `memory` among it.
     """
 
     def __init__(self, path: Path | None, device: torch.device, settings: dict[str, Any]):
@@ -45,7 +46,6 @@ class Report:
             "ceilings": [],
             "rows": [],
         }
-        self._before: list[str] = []
         self._save()
         print("  ".join(f"{key} {value}" for key, value in self.content["machine"].items() if value is not None))
 
@@ -59,25 +59,28 @@ class Report:
             "voxel_size": sample.voxel_size,
             "voxels": len(sample.geometry),
         }
-        self._columns: list[_Column] = []
+        self._columns: list[_Column] = []  # known with the first case
+        self._before: list[str] = []
         scenes = f"{sample.scenes} scenes, " if sample.scenes > 1 else ""
         print(
             f"\n{operator}: {title}\n{sample.name} at {100 * sample.voxel_size:g} cm: {scenes}"
             f"{len(sample.points):,} points, {len(sample.geometry):,} voxels"
         )
 
-    def add(self, case: Case, row: Row, options: Any) -> None:
+    def add(self, case: Case, row: Row) -> None:
         if not self._columns:
-            self._columns = _columns(case, options)
+            self._columns = _columns(case, self.content["settings"])
             heads = [f"{label:{_width(label)}}" for label in case.labels]
-            print("".join(heads) + "".join(f"{head:>{width}}" for head, width, _ in self._columns))
-            self._before = []
+            print("".join(heads) + "".join(f"{head:>{width}}" for head, width, *_ in self._columns))
         labels = [f"{value!s:{_width(label)}}" for label, value in case.labels.items()]
         shown = labels if labels != self._before else [" " * len(text) for text in labels]
         self._before = labels
-        values = "".join(f"{show(row) or '':>{width}}" for _, width, show in self._columns)
+        measured = asdict(row)
+        written = ["" if measured[field] is None else write(measured[field]) for *_, field, write in self._columns]
+        values = "".join(f"{text:>{width}}" for text, (_, width, *_) in zip(written, self._columns))
         print("".join(shown) + values + (f"  {row.note}" if row.note else ""), flush=True)
-        measured = {key: None if value != value or value == math.inf else value for key, value in asdict(row).items()}
+        if row.difference is not None and not math.isfinite(row.difference):
+            measured["difference"] = None  # JSON has no infinity; the note says it
         self.content["rows"].append(self._about | {"case": case.labels} | measured)
         self._save()
 
@@ -94,46 +97,45 @@ class Report:
         temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.content, indent=1) + "\n")
-            os.replace(temporary, self.path)
+            try:
+                temporary.write_text(json.dumps(self.content, indent=1) + "\n")
+                os.replace(temporary, self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written: {error.strerror or error}; choose another place") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _width(label: str) -> int:
     return {"pass": 18, "table": 21, "mode": 21, "curve": 13}.get(label, 8)
 
 
-def _columns(case: Case, options: Any) -> list[_Column]:
-    """options: `threads`, `memory` of the command line."""
-
-    def number(value: float | None) -> str | None:
-        return None if value is None else f"{value:.0f}" if value >= 999.5 else f"{value:.3g}"
-
-    def percent(value: float | None) -> str | None:
-        return None if value is None else f"{100 * value:.0f}%"
-
-    def megabytes(value: int | None) -> str | None:
-        return None if value is None else f"{value / 1e6:,.1f}"
-
+def _columns(case: Case, settings: dict[str, Any]) -> list[_Column]:
     columns: list[_Column] = [
-        ("threads", 8, lambda row: row.threads),
-        (f"  {'by':16}", 18, lambda row: f"  {row.by:16}"),
-        ("ms", 10, lambda row: None if row.ms is None else f"{row.ms:.2f}" if row.ms >= 1 else f"{row.ms:.3f}"),
-        ("times", 9, lambda row: None if row.times is None else f"{row.times:.2f}x"),
+        ("threads", 8, "threads", str),
+        (f"  {'by':16}", 18, "by", "  {:16}".format),
+        ("ms", 10, "ms", _number),
+        ("times", 8, "times", "{:.2f}".format),
     ]
-    if len(options.threads) > 1:
-        columns.append(("scaling", 9, lambda row: None if row.scaling is None else f"{row.scaling:.2f}x"))
+    if len(settings["threads"]) > 1:
+        columns.append(("scaling", 9, "scaling", "{:.2f}".format))
     if case.gemm:
-        columns.append(("of gemm", 9, lambda row: percent(row.of_gemm)))
+        columns.append(("of gemm", 9, "of_gemm", "{:.0%}".format))
     if case.flops:
-        columns += [("TFLOP/s", 9, lambda row: number(row.tflops)), ("of matmul", 11, lambda row: percent(row.of_matmul))]
-    columns += [("GB/s", 8, lambda row: number(row.gbs)), ("of copy", 9, lambda row: percent(row.of_copy))]
-    if options.memory:
-        columns += [("peak MB", 10, lambda row: megabytes(row.peak)), ("in+out MB", 11, lambda row: megabytes(row.footprint))]
+        columns += [("TFLOP/s", 9, "tflops", _number), ("of matmul", 11, "of_matmul", "{:.0%}".format)]
+    columns += [("GB/s", 9, "gbs", _number), ("of copy", 9, "of_copy", "{:.0%}".format)]
+    if settings["memory"]:
+        columns += [("peak MB", 10, "peak", _megabytes), ("in+out MB", 11, "footprint", _megabytes)]
     return columns
+
+
+def _number(value: float) -> str:
+    """Three digits at least."""
+    return f"{value:.{max(0, min(4, 2 - math.floor(math.log10(value))))}f}" if value > 0 else "0"
+
+
+def _megabytes(value: int) -> str:
+    return f"{value / 1e6:.1f}"
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "instructions": native.current_cpu() if native.LIBRARY else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "spconv": _version("spconv"),
+        "spconv": _version("spconv", *(f"spconv-cu{n}" for n in (118, 120, 121, 124, 126))),
         "pcssl": _version("pcssl") or "not installed",
         "commit": _commit(),
     }
@@ -162,11 +164,11 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
-    """Of an installed distribution; spconv comes as spconv, spconv-cu120, ..."""
-    for name in metadata.packages_distributions().get(package, [package]):
+def _version(*names: str) -> str | None:
+    """Of the first of these distributions that is installed."""
+    for name in names:
         try:
-            return metadata.version(name)
+            return f"{metadata.version(name)}{name.removeprefix(names[0])}"
         except metadata.PackageNotFoundError:
             continue
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class Sample:
         return torch.randn(shape, generator=generator, device=self.device)
 
 
+@cache
 def room(index: int, limit: int | None) -> Tensor:
     """Points of a generated room."""
     return _placed(torch.from_numpy(generate_room(0, index).vertices), limit)

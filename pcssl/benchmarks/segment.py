@@ -15,7 +15,6 @@ from pcssl.benchmarks.samples import Sample
 from pcssl.ops.segment import REDUCTIONS
 from pcssl.sparse import use_engine
 
-TITLE = "segment reduction, 2x2x2 pooling"
 CHANNELS = (64,)
 
 

@@ -17,8 +17,6 @@ from pcssl.ops.keys import pack_keys
 from pcssl.ops.voxelize import Voxels
 from pcssl.sparse import use_engine
 
-TITLE = "voxelisation"
-
 
 def cases(sample: Sample, settings: Settings) -> Iterator[Case]:
     contestants = {name: partial(ours, engine, sample) for name, engine in engines("voxelize", settings).items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from pcssl.benchmarks import OPERATORS
 from pcssl.benchmarks.case import DTYPES, Settings
 from pcssl.benchmarks.measure import ceilings, measure
 from pcssl.benchmarks.report import Report
@@ -22,17 +23,6 @@ from pcssl.sparse import available_engines
 from pcssl.sparse.engine import best_engine
 from pcssl.training.trainer import pick_device
 
-OPERATORS = {
-    "conv": "3x3x3 submanifold convolution",
-    "map": "its neighbour table",
-    "interpolate": "all levels of a U-Net read at the points",
-    "voxelize": "points to voxels",
-    "segment": "pooling of voxels",
-    "curves": "keys along space-filling curves",
-    "nearest": "the nearest point within a radius",
-}
-_MODULES = {"map": "neighbor_map"}  # where it is not the operator's name
-
 _DESCRIPTION = f"""\
 Time an operator beside the other engines and other packages that do the same.
 
@@ -41,7 +31,7 @@ Time an operator beside the other engines and other packages that do the same.
   python tools/benchmark.py all --peers --scan scan.ply --out numbers.json
 
 operators:
-{chr(10).join(f"  {name:13}{what}" for name, what in OPERATORS.items())}
+{chr(10).join(f"  {name:13}{what}" for name, (_, what) in OPERATORS.items())}
   {"all":13}one after the other
 
 Contestants take turns, in one run; printed are medians. Before a contestant is timed its numbers are
@@ -94,17 +84,17 @@ def run(args: argparse.Namespace) -> int:
         args.threads = [torch.get_num_threads()]
     before = torch.get_num_threads()
     failed = False
-    report = Report(args.out, device, {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()})
+    report = Report(args.out, device, vars(args) | {"engine": settings.engine, "out": str(args.out)})
     try:
         for sample in _samples(args, scenes, device):
             for operator in operators:
-                module = importlib.import_module(f"pcssl.benchmarks.{_MODULES.get(operator, operator)}")
-                report.section(operator, module.TITLE, sample)
-                for case in module.cases(sample, settings):
+                module, what = OPERATORS[operator]
+                report.section(operator, what, sample)
+                for case in importlib.import_module(module).cases(sample, settings):
                     for count in args.threads:
                         report.ceilings(count, case.dtype, *ceilings(device, count, case.dtype))
                     for row in measure(case, args.threads, args.repeats, device, args.memory):
-                        report.add(case, row, args)
+                        report.add(case, row)
                         failed |= row.failed
     finally:
         torch.set_num_threads(before)
