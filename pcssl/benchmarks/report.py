@@ -89,7 +89,7 @@ class Report:
         found = {"threads": threads, "dtype": dtype, "matmul_tflops": tflops, "copy_gbs": gbs}
         if found not in self.content["ceilings"]:
             self.content["ceilings"].append(found)
-            print(f"here, {threads} thread(s): matmul {dtype} {tflops:.3g} TFLOP/s, copy {gbs:.3g} GB/s")
+            print(f"ceilings with {threads} thread(s): matmul {dtype} {tflops:.3g} TFLOP/s, copy {gbs:.3g} GB/s")
 
     def _save(self) -> None:
         if self.path is None:
