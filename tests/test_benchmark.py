@@ -233,6 +233,13 @@ def test_bad_input_is_one_line(words, message, capsys, monkeypatch):
     assert message in said and len(said.splitlines()) == 1
 
 
+def test_a_gpu_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert cli.main(["benchmark", "conv", "--device", "cuda:2"]) == 2
+    assert "--device cuda:2: there are 2 GPUs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--repeats", "0"], ["--voxel-size", "-1"], ["--threads", "two"], ["--voxel-size", "inf"]])
 def test_numbers_out_of_range_are_refused(words, capsys):
     assert cli.main(["benchmark", "conv", *words]) == 2

@@ -113,6 +113,10 @@ def _check(args: argparse.Namespace) -> tuple[list[str], torch.device, Settings]
     device = pick_device(args.device)
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {args.device}: only cpu and cuda can be timed")
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"--device {args.device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
     if device.type == "cpu" and "tf32" in args.dtype:
         raise UserError("--dtype tf32: a mode of CUDA GPUs; add --device cuda")
     operators = list(OPERATORS) if args.operator == "all" else [args.operator]
