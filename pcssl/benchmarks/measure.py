@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pcssl.benchmarks.case import DTYPES, Case, LeftOut, Maker, Step
 from pcssl.benchmarks.memory import peak
+from pcssl.errors import UserError
 
 GEMM = "gemm"  # its name in the table
 
@@ -82,7 +83,7 @@ class _Trial:
                     expected = found if expected is None else expected
                     self._agree(by, difference(found, expected), case.tolerance)
                 self.steps[by] = step
-            except LeftOut as reason:
+            except (LeftOut, UserError) as reason:  # the second: what an engine says it does not have
                 self.notes[by] = False, str(reason)
             except Exception as error:  # whatever a package throws, the others are still timed
                 self.notes[by] = True, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

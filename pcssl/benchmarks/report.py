@@ -23,7 +23,7 @@ from pcssl.benchmarks.case import Case
 from pcssl.benchmarks.measure import Row
 from pcssl.benchmarks.samples import Sample
 from pcssl.errors import UserError
-from pcssl.sparse import native
+from pcssl.sparse import available_engines
 
 # Heading, width, field of a row and how it is written; None shows as nothing.
 _Column = tuple[str, int, str, Callable[[Any], str]]
@@ -147,13 +147,22 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if on_gpu else None,
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "instructions": native.current_cpu() if native.LIBRARY else None,
+        "instructions": _instructions(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "spconv": _version("spconv", *(f"spconv-cu{n}" for n in (118, 120, 121, 124, 126))),
         "pcssl": _version("pcssl") or "not installed",
         "commit": _commit(),
     }
+
+
+def _instructions() -> str | None:
+    """The instruction set of the compiled convolutions."""
+    if "native" not in available_engines():
+        return None
+    from pcssl.sparse import native
+
+    return native.current_cpu()
 
 
 def _cpu_name() -> str:

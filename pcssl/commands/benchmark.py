@@ -19,7 +19,7 @@ from pcssl.benchmarks.report import Report
 from pcssl.benchmarks.samples import Sample, hall, room, rooms, scan
 from pcssl.errors import UserError
 from pcssl.registry import did_you_mean
-from pcssl.sparse import available_engines
+from pcssl.sparse import use_engine
 from pcssl.sparse.engine import best_engine
 from pcssl.training.trainer import pick_device
 
@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     report = Report(args.out, device, vars(args) | {"engine": settings.engine, "out": str(args.out)})
     try:
-        for sample in _samples(args, scenes, device):
-            for operator in operators:
+        with use_engine(settings.engine):
+            for sample, operator in ((s, o) for s in _samples(args, scenes, device) for o in operators):
                 module, what = OPERATORS[operator]
                 report.section(operator, what, sample)
                 for case in importlib.import_module(module).cases(sample, settings):
@@ -106,10 +106,8 @@ def _check(args: argparse.Namespace) -> tuple[list[str], torch.device, Settings]
     if args.operator not in (*OPERATORS, "all"):
         near = did_you_mean(args.operator, OPERATORS)
         raise UserError(f"unknown operator {args.operator!r}{near}; known: {', '.join(OPERATORS)}, all")
-    engine = best_engine(args.engine)
-    if engine not in available_engines():
-        near = did_you_mean(engine, available_engines())
-        raise UserError(f"unknown engine {engine!r}{near}; available here: {', '.join(available_engines())}")
+    with use_engine(best_engine(args.engine)) as engine:  # UserError if it is not there
+        pass
     device = pick_device(args.device)
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {args.device}: only cpu and cuda can be timed")
@@ -121,7 +119,7 @@ def _check(args: argparse.Namespace) -> tuple[list[str], torch.device, Settings]
         raise UserError("--dtype tf32: a mode of CUDA GPUs; add --device cuda")
     operators = list(OPERATORS) if args.operator == "all" else [args.operator]
     channels = tuple(args.channels) if args.channels else None
-    return operators, device, Settings(engine, args.peers, channels, tuple(args.dtype))
+    return operators, device, Settings(engine.name, args.peers, channels, tuple(args.dtype))
 
 
 def _scenes(args: argparse.Namespace) -> list[tuple[str, torch.Tensor]]:
