@@ -3,126 +3,149 @@
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from pcssl.data.rooms import generate_room
-from pcssl.ops.sparse_conv import KernelMap
-from pcssl.sparse import Geometry, available_engines, use_engine
+from pcssl.benchmarks import OPERATORS
+from pcssl.benchmarks.case import DTYPES, Settings
+from pcssl.benchmarks.measure import ceilings, measure
+from pcssl.benchmarks.report import Report
+from pcssl.benchmarks.samples import Sample, hall, room, rooms, scan
+from pcssl.errors import UserError
+from pcssl.registry import did_you_mean
+from pcssl.sparse import use_engine
 from pcssl.sparse.engine import best_engine
+from pcssl.training.trainer import pick_device
 
-Step = Callable[[], object]
+_DESCRIPTION = f"""\
+Time an operator beside the other engines and other packages that do the same.
+
+  python tools/benchmark.py conv --peers
+  python tools/benchmark.py interpolate --peers --memory --hall 1 2 4 --channels 8
+  python tools/benchmark.py all --peers --scan scan.ply --out numbers.json
+
+operators:
+{chr(10).join(f"  {name:13}{what}" for name, (_, what) in OPERATORS.items())}
+  {"all":13}one after the other
+
+Contestants take turns, in one run; printed are medians. Before a contestant is timed its numbers are
+compared with the chosen engine's. Columns: times, its time over the chosen engine's; scaling, its time
+at the first number of threads over this one; of gemm, time of a matrix product of as many operations
+over its own; of matmul and of copy, its speed as a share of what a big matrix product and a big copy
+reach here (bytes: the least that must move); peak, memory beyond the inputs.
+"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("operator", choices=["conv", "map"], help="3x3x3 submanifold convolution, or its neighbour table")
-    parser.add_argument("--peers", action="store_true", help="also time the other engines that are there")
-    parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256], metavar="C")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="T")
-    parser.add_argument("--voxel-size", type=float, nargs="+", default=[0.02, 0.04], metavar="METRES")
-    parser.add_argument("--room", type=int, default=0, help="number of the generated room")
-    parser.add_argument("--repeats", type=int, default=5, help="the median of so many runs is printed")
+    parser.description = _DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("operator", metavar="OPERATOR", help=f"{', '.join(OPERATORS)} or all")
     parser.add_argument("--engine", default="auto", help="engine to time (default: the best that is there)")
+    parser.add_argument("--peers", action="store_true", help="also time the other engines and other packages")
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=_positive(int), nargs="+", default=[1, 2], metavar="T", help="on the CPU")
+    parser.add_argument("--channels", type=_positive(int), nargs="+", metavar="C", help="interpolate: of the finest level")
+    parser.add_argument("--dtype", nargs="+", default=["fp32"], choices=list(DTYPES), help="conv only")
+    parser.add_argument("--voxel-size", type=_positive(float), nargs="+", default=[0.02, 0.04], metavar="METRES")
+    parser.add_argument("--room", type=int, default=0, metavar="N", help="number of the generated room")
+    parser.add_argument("--voxels", type=_positive(int), nargs="+", metavar="N", help="instead: so many voxels of rooms, as a batch")
+    parser.add_argument("--scan", action="append", metavar="FILE", help="instead: a real scan; may be given again")
+    parser.add_argument("--hall", type=_positive(int), nargs="+", metavar="TIMES",
+                        help="instead: a made hall of 10 x 10 x 3 m, its halves moved apart to so many times its length")  # fmt: skip
+    parser.add_argument("--points", type=_positive(int), metavar="N", help="take so many points around a scene's middle")
+    parser.add_argument("--repeats", type=_positive(int), default=5, help="the median of so many runs is printed")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep the numbers, with what they depend on")
+
+
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        return value
+
+    number.__name__ = f"positive {kind.__name__}"  # for argparse's message
+    return number
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit status 1 if a contestant failed or found other numbers than the others."""
+    operators, device, settings = _check(args)
+    scenes = _scenes(args)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        args.threads = [torch.get_num_threads()]
     before = torch.get_num_threads()
+    failed = False
+    report = Report(args.out, device, vars(args) | {"engine": settings.engine, "out": str(args.out)})
     try:
-        with use_engine(args.engine):
-            for voxel_size in args.voxel_size:
-                geometry = _room(args.room, voxel_size)
-                for threads in args.threads:
-                    torch.set_num_threads(threads)
-                    if args.operator == "conv":
-                        _time_conv(args, geometry, voxel_size, threads)
-                    else:
-                        _time_map(args, geometry, voxel_size, threads)
+        with use_engine(settings.engine):
+            for sample, operator in ((s, o) for s in _samples(args, scenes, device) for o in operators):
+                module, what = OPERATORS[operator]
+                report.section(operator, what, sample)
+                for case in importlib.import_module(module).cases(sample, settings):
+                    for count in args.threads:
+                        report.ceilings(count, case.dtype, *ceilings(device, count, case.dtype))
+                    for row in measure(case, args.threads, args.repeats, device, args.memory):
+                        report.add(case, row)
+                        failed |= row.failed
     finally:
         torch.set_num_threads(before)
-    return 0
+    return int(failed)
 
 
-def _room(index: int, voxel_size: float) -> Geometry:
-    from pcssl.ops import voxelize
-
-    return Geometry(voxelize(torch.from_numpy(generate_room(0, index).vertices), voxel_size).coords)
-
-
-def medians(steps: dict[str, Step], repeats: int) -> dict[str, float]:
-    """Milliseconds of each step. They take turns, so that a busy machine slows all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:  # the first is to warm up
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _peers(args: argparse.Namespace) -> list[str]:
-    names = [best_engine(args.engine)]
-    if args.peers:
-        names += [name for name in available_engines() if name not in names]
-    return names
+def _check(args: argparse.Namespace) -> tuple[list[str], torch.device, Settings]:
+    """What to time, where and with what; UserError before anything is measured."""
+    if args.operator not in (*OPERATORS, "all"):
+        near = did_you_mean(args.operator, OPERATORS)
+        raise UserError(f"unknown operator {args.operator!r}{near}; known: {', '.join(OPERATORS)}, all")
+    with use_engine(best_engine(args.engine)) as engine:  # UserError if it is not there
+        pass
+    device = pick_device(args.device)
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {args.device}: only cpu and cuda can be timed")
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"--device {args.device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    if device.type == "cpu" and "tf32" in args.dtype:
+        raise UserError("--dtype tf32: a mode of CUDA GPUs; add --device cuda")
+    operators = list(OPERATORS) if args.operator == "all" else [args.operator]
+    channels = tuple(args.channels) if args.channels else None
+    return operators, device, Settings(engine.name, args.peers, channels, tuple(args.dtype))
 
 
-def _time_map(args: argparse.Namespace, geometry: Geometry, voxel_size: float, threads: int) -> None:
-    tables = {}
-    for name in _peers(args):
-        with use_engine(name) as engine:
-            if engine.neighbor_table not in tables.values():  # spconv's is the reference's
-                tables[name] = engine.neighbor_table
-    found = medians({name: _map_step(table, geometry) for name, table in tables.items()}, args.repeats)
-    print(f"\n3x3x3 neighbour table, {len(geometry)} voxels of {100 * voxel_size:g} cm, {threads} thread(s)")
-    for name, ms in found.items():
-        print(f"  {name:12}{ms:10.2f} ms")
+def _scenes(args: argparse.Namespace) -> list[tuple[str, torch.Tensor]]:
+    """Name and points (P, 3) of the scenes that are read or made once."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"pcssl benchmark: warning: {message}", file=sys.stderr)
+        found = [(Path(path).name, scan(path, args.points)) for path in args.scan or ()]
+    found += [(f"hall, {times} times as long", hall(times, args.points)) for times in args.hall or ()]
+    if not found and not args.voxels:
+        found.append((f"room {args.room}", room(args.room, args.points)))
+    return found
 
 
-def _map_step(table: Callable[..., Tensor], geometry: Geometry) -> Step:
-    return lambda: table(geometry.coords, geometry.sorted_keys, geometry.order, 3)
+def _samples(args: argparse.Namespace, scenes: list[tuple[str, torch.Tensor]], device: torch.device) -> Iterator[Sample]:
+    for size in args.voxel_size:
+        made = [(name, partial(_one_scene, points)) for name, points in scenes]
+        made += [(f"rooms from {args.room}", partial(rooms, args.room, n, size, args.points)) for n in args.voxels or ()]
+        for name, make in made:
+            try:
+                points, batch = make()
+                sample = Sample(name, points.to(device), batch.to(device), size)
+                sample.geometry  # noqa: B018
+            except ValueError as error:
+                raise UserError(f"--voxel-size {size:g}: {error}") from error
+            yield sample
 
 
-def _time_conv(args: argparse.Namespace, geometry: Geometry, voxel_size: float, threads: int) -> None:
-    kernel_map = geometry.submanifold_map(3)
-    pairs = int((kernel_map.table >= 0).sum())
-    print(
-        f"\n3x3x3 submanifold convolution, {len(geometry)} voxels of {100 * voxel_size:g} cm, "
-        f"{pairs / len(geometry):.1f} pairs a voxel, {threads} thread(s); median ms, in brackets the speed\n"
-        f"relative to sgemm of the same FLOPs (forward + backward: three of them)"
-    )
-    names = _peers(args)
-    print(f"{'':8}{'pass':18}{'sgemm':>9}" + "".join(f"{name:>20}" for name in names))
-    for channels in args.channels:
-        for backward in (False, True):
-            steps = {"sgemm": _matrix_product(pairs // 27, channels, 3 if backward else 1)}
-            for name in names:
-                steps[name] = _conv_step(name, geometry, kernel_map, channels, backward)
-            found = medians(steps, args.repeats)
-            row = "".join(f"{found[n]:>12.1f} ({100 * found['sgemm'] / found[n]:4.0f}%)" for n in names)
-            print(f"C={channels:<6}{'forward+backward' if backward else 'forward':18}{found['sgemm']:>9.1f}{row}", flush=True)
-
-
-def _matrix_product(rows: int, channels: int, times: int) -> Step:
-    a, b = torch.randn(rows, 27 * channels), torch.randn(27 * channels, channels)
-    return lambda: [a @ b for _ in range(times)]
-
-
-def _conv_step(name: str, geometry: Geometry, kernel_map: KernelMap, channels: int, backward: bool) -> Step:
-    features = torch.randn(len(geometry), channels, requires_grad=backward)
-    # Layers keep weights as (out, K, in).
-    weight = torch.randn(channels, 27, channels, requires_grad=backward)
-    grad = torch.randn(len(geometry), channels)
-    with use_engine(name) as engine:
-        conv = engine.sparse_conv
-
-    def step() -> None:
-        out = conv(features, weight.permute(1, 2, 0), kernel_map)
-        if backward:
-            torch.autograd.grad(out, (features, weight), grad)
-
-    return step
+def _one_scene(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return points, torch.zeros(len(points), dtype=torch.int64)
