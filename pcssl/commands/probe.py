@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,6 @@ import torch
 
 from pcssl.config import Component, load_config
 from pcssl.data.datasets import SceneSource
-from pcssl.data.scannet_classes import SCANNET20_COLORS
 from pcssl.evaluation import PretrainedModel, ProbeConfig, load_model, probe
 from pcssl.training.trainer import pick_device
 from pcssl.visualization import PCAColors, contact_sheet, label_colors, render_points, save_png
@@ -74,12 +73,31 @@ def probe_and_report(
         "machine": {"platform": platform.platform(), "torch": str(torch.__version__), "threads": torch.get_num_threads()},
         "seconds": round(time.monotonic() - begin, 1),
     }
+    if data.groups:
+        found["groups"] = group_scores(found["results"], data.groups)
+    if data.limit:
+        found["limit"] = str(data.limit)
     _write_json(out / "results.json", found)
     print(table(found["results"]))
+    for group, scores in found.get("groups", {}).items():
+        print(f"{group:16}" + "".join(f"  {source} {100 * miou['linear']:.1f}" for source, miou in scores.items()))
     print(f"\nresults      {out / 'results.json'}")
     if pictures:
-        for path in draw(model, data.scenes(config.val_split), data.label, pictures, out / "pictures"):
+        for path in draw(model, data, config.val_split, pictures, out / "pictures"):
             print(f"picture      {path}")
+
+
+def group_scores(results: dict[str, Any], groups: dict[str, tuple[int, ...]]) -> dict[str, dict[str, dict[str, float]]]:
+    """group -> source -> head -> mean IoU of its classes, without those that the split does not have."""
+
+    def mean(iou: list[float | None], classes: tuple[int, ...]) -> float:
+        present = [iou[c] for c in classes if iou[c] is not None]
+        return sum(present) / len(present) if present else math.nan
+
+    return {
+        group: {source: {head: mean(s["iou"], classes) for head, s in scores.items()} for source, scores in results.items()}
+        for group, classes in groups.items()
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -92,11 +110,13 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(model: PretrainedModel, scenes: Sequence[Any], label: str, count: int, folder: Path) -> list[Path]:
-    """One picture of the first scenes: colours, labels, and features of the model and of random weights
+def draw(model: PretrainedModel, data: SceneSource, split: str, count: int, folder: Path) -> list[Path]:
+    """One picture of the first scenes of a split: colours, labels, and features of the model and of random weights
     as colours that mean the same in every scene."""
+    scenes = data.scenes(split)
     shown = [scenes[i] for i in range(min(count, len(scenes)))]
-    columns = {"input": [s.color for s in shown], "labels": [label_colors(s.labels[label], SCANNET20_COLORS) for s in shown]}
+    labels = [label_colors(s.labels[data.label], data.colors) for s in shown]
+    columns = {"input": [s.color for s in shown], "labels": labels}
     for title, source in (("trained features", model), ("random weights", model.with_random_weights(0))):
         features = [source.extract(scene).features for scene in shown]
         colors = PCAColors().fit(features)
