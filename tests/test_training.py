@@ -17,6 +17,7 @@ from pcssl.config import from_dict, load_config
 from pcssl.errors import UserError
 from pcssl.schedules import cosine, warmup_cosine
 from pcssl.training import load_checkpoint, pretrain, save_checkpoint
+from pcssl.training.bad_scenes import BadScenes
 from pcssl.training.batches import StepBatches, iterate, steps_per_epoch
 from pcssl.training.trainer import make_optimizer, pick_device
 
@@ -180,8 +181,8 @@ def test_an_epoch_takes_every_scene_once():
 def test_batches_start_anywhere(scenes):
     msm = objective()
     batches = StepBatches(scenes, msm.sampler(), msm.collate, 2, seed=0)
-    late = dict(iterate(batches, range(3, 5), 0, False))
-    full = dict(iterate(batches, range(5), 1, False))
+    late = dict(iterate(batches, range(3, 5), 0, False, BadScenes(5, 0)))
+    full = dict(iterate(batches, range(5), 1, False, BadScenes(5, 0)))
     assert list(late) == [3, 4] and torch.equal(late[4].features, full[4].features)
 
 

@@ -13,6 +13,8 @@ from pcssl.data.transforms import AugmentConfig
 class DataConfig:
     """dataset: which scenes. split: one split, or several joined by "+".
     voxel_size: edge of the finest voxels, metres. workers: loader processes, 0 = in the main one.
+    max_bad: fraction of the scenes that may be unusable (unreadable, empty, without a finite point); they are
+        left out, each with a line that says why; with more the run stops.
     """
 
     dataset: Annotated[Any, Component("dataset")]
@@ -21,3 +23,4 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     batch_size: Annotated[int, Range(1)] = 12
     workers: Annotated[int, Range(0)] = 4
+    max_bad: Annotated[float, Range(0, 1)] = 0.05

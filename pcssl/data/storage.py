@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 import re
 import shutil
 import tarfile
@@ -147,9 +146,11 @@ def load_pth(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # torch reads damaged bytes as whatever they happen to say
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a torch file of plain arrays, or damaged ({why})") from error
+        raise UserError(f"{path}: not a torch file of plain arrays, or damaged ({why or type(error).__name__})") from error
 
 
 def _numpy_globals() -> list:

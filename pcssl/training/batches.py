@@ -14,18 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An error in a worker, as text: exceptions lose their form on the way between processes."""
-
-    message: str
+from pcssl.training.bad_scenes import BadScene, BadScenes
 
 
 @dataclass(frozen=True)
 class StepBatches(Dataset):
-    """Item `step` is the collated batch of that step, whatever the number of workers.
+    """Item `step` is the collated batch of that step, whatever the number of workers, and the bad scenes met.
+
+    A bad scene's place is taken by others, drawn from (seed, step) too. With more than `allowed` bad scenes in one
+    batch it is None.
 
     An epoch goes once through a new permutation of the scenes; what does not fill a batch at
     its end is left out, and fewer scenes than a batch are repeated to fill one.
@@ -36,6 +33,7 @@ class StepBatches(Dataset):
     collate: Callable[[list[Any]], Any]
     batch_size: int
     seed: int
+    allowed: int = 0
 
     def indices(self, step: int) -> list[int]:
         """The scenes of this step's batch."""
@@ -43,16 +41,27 @@ class StepBatches(Dataset):
         order = _permutation(self.seed, epoch, len(self.scenes))
         return [int(i) for i in np.resize(order[place * self.batch_size :], self.batch_size)]
 
-    def __getitem__(self, step: int) -> Any:
-        samples = []
+    def __getitem__(self, step: int) -> tuple[Any, list[BadScene]]:
+        samples, bad = [], {}
         for slot, index in enumerate(self.indices(step)):
             seed = np.random.SeedSequence([self.seed, step, slot]).generate_state(1, np.uint64)[0]
-            rng = torch.Generator().manual_seed(int(seed >> 1))
-            try:
-                samples.append(self.sampler(self.scenes[index], rng))
-            except (UserError, ValueError, OSError) as error:
-                return _Failure(f"scene {index} ({_name(self.scenes, index)}): {error}")
-        return self.collate(samples)
+            for candidate in self._candidates(index, step, slot):
+                rng = torch.Generator().manual_seed(int(seed >> 1))
+                try:
+                    if candidate not in bad:
+                        samples.append(self.sampler(self.scenes[candidate], rng))
+                        break
+                # As text: exceptions lose their form on the way between processes.
+                except (UserError, ValueError, OSError) as error:
+                    bad[candidate] = BadScene(candidate, _name(self.scenes, candidate), str(error))
+                if len(bad) > self.allowed:
+                    return None, list(bad.values())
+        return (self.collate(samples) if samples else None), list(bad.values())
+
+    def _candidates(self, index: int, step: int, slot: int) -> Iterator[int]:
+        """A scene, and those that may stand in for it."""
+        yield index
+        yield from np.random.default_rng([self.seed, step, slot]).permutation(len(self.scenes)).tolist()
 
 
 def steps_per_epoch(scenes: int, batch_size: int) -> int:
@@ -75,8 +84,10 @@ def _worker_init(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def iterate(batches: StepBatches, steps: range, workers: int, pin: bool) -> Iterator[tuple[int, Any]]:
-    """(step, batch) for every step; UserError for a scene that cannot be used."""
+def iterate(
+    batches: StepBatches, steps: range, workers: int, pin: bool, bad: BadScenes
+) -> Iterator[tuple[int, Any]]:
+    """(step, batch) for every step; `bad` gets the scenes that could not be used, and raises UserError if too many."""
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -88,7 +99,6 @@ def iterate(batches: StepBatches, steps: range, workers: int, pin: bool) -> Iter
         # Else it draws from torch's global generator, and a resumed run would differ.
         generator=torch.Generator(),
     )
-    for step, batch in zip(steps, loader):
-        if isinstance(batch, _Failure):
-            raise UserError(f"cannot make a training sample of {batch.message}")
+    for step, (batch, found) in zip(steps, loader):
+        bad.add(found)
         yield step, batch

@@ -24,6 +24,7 @@ from pcssl.objectives.base import Objective
 from pcssl.schedules import warmup_cosine
 from pcssl.sparse import use_engine
 from pcssl.sparse.engine import best_engine
+from pcssl.training.bad_scenes import BadScenes
 from pcssl.training.batches import StepBatches, iterate, steps_per_epoch
 from pcssl.training.checkpoint import load_checkpoint, load_state, save_checkpoint
 from pcssl.training.settings import OptimizerConfig, RunConfig
@@ -52,7 +53,10 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
     per_epoch = steps_per_epoch(len(scenes), config.data.batch_size)
     total = per_epoch * config.optimizer.epochs
     objective: Objective = config.objective.build(backbone, config.data, total).to(device)
-    batches = StepBatches(scenes, objective.sampler(), objective.collate, config.data.batch_size, config.seed)
+    bad_scenes = BadScenes(len(scenes), config.data.max_bad)
+    batches = StepBatches(
+        scenes, objective.sampler(), objective.collate, config.data.batch_size, config.seed, bad_scenes.allowed
+    )
     optimizer = make_optimizer(objective, config.optimizer)
     start = 0
     if path.exists():
@@ -77,7 +81,8 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
     objective.train()
     try:
         with use_engine(best_engine(config.engine)), stop_signal() as stop:
-            for step, batch in iterate(batches, range(start, total), config.data.workers, device.type == "cuda"):
+            pin = device.type == "cuda"
+            for step, batch in iterate(batches, range(start, total), config.data.workers, pin, bad_scenes):
                 lr = warmup_cosine(step, round(config.optimizer.warmup_epochs * per_epoch), total, config.optimizer.lr)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
@@ -100,10 +105,12 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
                     if bad >= MAX_BAD_STEPS:
                         raise UserError(f"{bad} steps in a row up to step {step} had no finite loss; lower optimizer.lr")
                 if progress.due(step):
-                    extra |= {"lr": lr, "gradient_norm": norm, "skipped_steps": progress.skipped}
+                    extra |= {"lr": lr, "gradient_norm": norm, "skipped_steps": progress.skipped, "bad_scenes": len(bad_scenes)}
                     for name, value in (progress.report(step) | extra).items():
                         writer.add_scalar(name, value, step)
                 done = step + 1
+                if bad_scenes and done % per_epoch == 0:
+                    print(f"epoch {done // per_epoch}: {bad_scenes}", file=sys.stderr)
                 if done % config.checkpoint_every == 0 or done == total or stop.is_set():
                     save(done)
                 if stop.is_set() and done < total:
@@ -218,7 +225,8 @@ def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, dev
 
 
 def _without_workers(section):
-    return {k: v for k, v in section.items() if k != "workers"} if isinstance(section, dict) else section
+    """A section without what may differ when a run goes on."""
+    return {k: v for k, v in section.items() if k not in ("workers", "max_bad")} if isinstance(section, dict) else section
 
 
 class Progress:
