@@ -15,6 +15,7 @@ from pcssl.cli import main
 from pcssl.data.layouts import scannet
 from pcssl.data.manifest import Entry, Manifest, Shard, hash_files
 from pcssl.data.prepared import PreparedDataset
+from pcssl.data.storage import pack
 from pcssl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -171,6 +172,23 @@ def test_folders_of_something_else_are_not_overwritten(raw, tmp_path):
         prepare(raw, tmp_path / "out")
     assert files(tmp_path / "out") == ["train/room0/coord.npy"] and len(np.load(theirs / "coord.npy")) == 1
     assert len(prepare(raw, tmp_path / "out", overwrite=True).prepared) == 4
+
+
+def test_packed_shards_are_not_prepared_into(raw, tmp_path):
+    prepare(raw, tmp_path / "out")
+    list(pack(tmp_path / "out", tmp_path / "packed"))
+    with pytest.raises(UserError, match="holds packed shards"):
+        prepare(raw, tmp_path / "packed")
+
+
+def test_a_scene_that_got_worse_stays_as_it_was(raw, tmp_path):
+    out = tmp_path / "out"
+    prepare(raw, out)
+    before, manifest = tree(out), (out / MANIFEST).read_text()
+    (raw / "room1" / "room1_vh_clean_2.ply").write_text("ply\n")
+    summary = prepare(raw, out)
+    assert [name for name, _ in summary.failed] == ["room1"] and not summary.changed
+    assert tree(out) == before and (out / MANIFEST).read_text() == manifest
 
 
 @pytest.mark.parametrize("tail", ['{"dataset": "scan', "null\n", '{"name": 3}\n', "\x00\x00\n"])

@@ -345,7 +345,7 @@ def die_on_bad(job):
 def test_a_worker_that_dies_costs_only_its_scene(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "_attempt", die_on_bad)
     scenes = [RawScene(name, "train", (tmp_path / name,), None) for name in ("bad", "a")]
-    jobs = [preparation._Job(scene, "", "", tmp_path, tmp_path / scene.name) for scene in scenes]
+    jobs = [preparation._Job(scene, "", "", tmp_path, tmp_path / scene.name, again=False) for scene in scenes]
     run = preparation._in_pool(jobs, workers=2, keep=lambda outcome: outcome)
     outcome = {job.scene.name: result.error for job, result in run}
     assert outcome.keys() == {"bad", "a"}

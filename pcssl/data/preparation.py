@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pcssl.data.manifest import Entry, Manifest, Shard, SourceFile, has_manifest, hash_files, relative
+from pcssl.data.manifest import Entry, Manifest, Shard, SourceFile, has_manifest, hash_files, relative, write_text
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 
@@ -137,7 +137,7 @@ def prepare(
         jobs = _outdated(source, mine, manifest, summary, overwrite, verify)
         _note_gone(source, manifest, summary)
         for name, text in source.extra.items():
-            (out / name).write_text(text, encoding="utf-8")
+            write_text(out / name, text)
         report = _Report(len(jobs)) if progress else None
         if report:
             for note in summary.notes:
@@ -151,11 +151,13 @@ def prepare(
         run = _in_pool(jobs, workers, keep) if workers else ((job, keep(_attempt(job))) for job in jobs)
         with closing(run):
             for job, outcome in run:
-                _record(summary, job.scene.name, outcome, report)
+                _record(summary, job, outcome, report)
     return summary
 
 
 def _refuse_foreign(source: Source, out: Path, overwrite: bool) -> None:
+    if any(out.glob("*.pack.json")):
+        raise UserError(f"{out}: holds packed shards, which new scenes cannot join; prepare into another folder and pack that")
     if overwrite or has_manifest(out):
         return
     there = next((s for s in source.scenes if (out / s.split / s.name / "coord.npy").exists()), None)
@@ -191,8 +193,9 @@ def _outdated(
 ) -> list[_Job]:
     jobs = []
     for scene in mine:
-        job = _Job(scene, source.dataset, source.recipe, source.raw, manifest.out / scene.split / scene.name)
         entry = manifest.entries.get(scene.key)
+        target = manifest.out / scene.split / scene.name
+        job = _Job(scene, source.dataset, source.recipe, source.raw, target, again=entry is not None)
         if entry and not overwrite:
             current = _still_true(entry, job, verify)
             if current:
@@ -200,8 +203,6 @@ def _outdated(
                     manifest.add(current)
                 summary.skipped.append(scene.name)
                 continue
-        if entry:
-            summary.changed.append(scene.name)
         jobs.append(job)
     if manifest.damaged:
         summary.notes.append(f"{manifest.path}: {manifest.damaged} damaged lines; their scenes are prepared again")
@@ -259,6 +260,7 @@ class _Job:
     recipe: str
     raw: Path
     target: Path
+    again: bool  # the manifest has it, from another state of its files
 
 
 @dataclass
@@ -337,7 +339,8 @@ def _sweep(target: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _record(summary: PrepareSummary, name: str, outcome: _Outcome, report: _Report | None) -> None:
+def _record(summary: PrepareSummary, job: _Job, outcome: _Outcome, report: _Report | None) -> None:
+    name = job.scene.name
     summary.notes += outcome.warnings
     lines = [f"warning: {text}" for text in outcome.warnings]
     if outcome.error is not None:
@@ -345,6 +348,8 @@ def _record(summary: PrepareSummary, name: str, outcome: _Outcome, report: _Repo
         lines.append(f"failed: {name}: {outcome.error}")
     else:
         summary.prepared.append(name)
+        if job.again:
+            summary.changed.append(name)
         if not outcome.entry.labels:
             summary.unlabelled.append(name)
     if report:
