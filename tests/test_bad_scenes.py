@@ -86,7 +86,10 @@ def test_nothing_but_bad_scenes(root, tmp_path):
         not_finite(root / "train" / f"room{i}")
     for workers in (0, 1):
         with pytest.raises(UserError, match="8 of 8 training scenes cannot be used.*; and 3 more"):
-            pretrain(config(tmp_path / str(workers), data={"max_bad": 1.0, "workers": workers}), PreparedDataset(root, "train"))
+            pretrain(
+                config(tmp_path / str(workers), data={"max_bad": 1.0, "workers": workers}),
+                PreparedDataset(root, "train"),
+            )
 
 
 def test_good_scenes_train_as_without_the_limit(root, tmp_path):
@@ -96,7 +99,9 @@ def test_good_scenes_train_as_without_the_limit(root, tmp_path):
 
 
 def batches(scenes, allowed):
-    return StepBatches(scenes, lambda scene, rng: (scene.name, int(torch.randint(99, (), generator=rng))), list, 3, 0, allowed)
+    return StepBatches(
+        scenes, lambda scene, rng: (scene.name, int(torch.randint(99, (), generator=rng))), list, 3, 0, allowed
+    )
 
 
 def test_who_stands_in_follows_from_seed_and_step(root):

@@ -17,7 +17,9 @@ from pcssl.training import pretrain
 
 
 def test_groups_of_classes_have_scores_of_their_own():
-    found = group_scores({"trained": {"linear": {"iou": [0.5, None, 0.1, 0.3]}}}, {"head": (0, 1), "common": (2, 3), "tail": (1,)})
+    found = group_scores(
+        {"trained": {"linear": {"iou": [0.5, None, 0.1, 0.3]}}}, {"head": (0, 1), "common": (2, 3), "tail": (1,)}
+    )
     assert found["head"]["trained"]["linear"] == 0.5 and found["common"]["trained"]["linear"] == pytest.approx(0.2)
     assert math.isnan(found["tail"]["trained"]["linear"])  # none of its classes is there
 
@@ -42,4 +44,9 @@ def test_scannet_has_two_benchmarks(tmp_path):
     few = create("dataset", "scannet", root=str(tmp_path))
     many = create("dataset", "scannet", root=str(tmp_path), label="segment200")
     assert (few.label, len(few.classes), len(few.colors), few.groups) == ("segment20", 20, 20, {})
-    assert (many.label, len(many.classes), len(many.colors), list(many.groups)) == ("segment200", 200, 200, ["head", "common", "tail"])
+    assert (many.label, len(many.classes), len(many.colors), list(many.groups)) == (
+        "segment200",
+        200,
+        200,
+        ["head", "common", "tail"],
+    )

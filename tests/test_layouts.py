@@ -96,7 +96,8 @@ def test_s3dis_broken_bytes_are_mended(s3dis_raw, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, line", [("1 2 3 4 5 6\n1 2 3 4 5\n", 2), ("1 2 3 4 5\n", 1), ("1 2 3 4 5 6\n\n1 2 x 4 5 6\n", 3), ("# 1 2 3 4 5\n", 1)]
+    "text, line",
+    [("1 2 3 4 5 6\n1 2 3 4 5\n", 2), ("1 2 3 4 5\n", 1), ("1 2 3 4 5 6\n\n1 2 x 4 5 6\n", 3), ("# 1 2 3 4 5\n", 1)],
 )
 def test_s3dis_other_broken_lines_are_named(s3dis_raw, tmp_path, text, line):
     path = s3dis_raw / "Area_1" / "office_1" / "Annotations" / "wall_2.txt"
@@ -111,7 +112,11 @@ def test_s3dis_what_is_missing_is_said(s3dis_raw, tmp_path):
     (s3dis_raw / "Area_1" / "lobby_1" / "Annotations").mkdir(parents=True)
     write_object(s3dis_raw, "Area_2", "office_1", "empty_1", [])
     source = s3dis.find_s3dis(s3dis_raw)
-    assert len(source.scenes) == 5 and any("lobby_1" in n for n in source.notes) and any("Area_4" in n for n in source.notes)
+    assert (
+        len(source.scenes) == 5
+        and any("lobby_1" in n for n in source.notes)
+        and any("Area_4" in n for n in source.notes)
+    )
     prepared(s3dis.find_s3dis, s3dis_raw, tmp_path / "out")
     for folder, message in ((tmp_path / "none", "no such folder"), (s3dis_raw / "Area_1", "no rooms found")):
         with pytest.raises(UserError, match=message):
@@ -227,7 +232,9 @@ def test_matterport3d_errors(matterport_raw, tmp_path):
     stem = matterport_raw / "17DRP5sb8fy" / "region_segmentations" / "region0"
     write_json(stem.with_suffix(".fsegs.json"), {"segIndices": [1]})
     (matterport_raw / "2azQ1b91cZZ/2azQ1b91cZZ/region_segmentations/region0.semseg.json").write_text("{}")
-    failed = dict(prepare(matterport3d.find_matterport3d(matterport_raw), tmp_path / "out", workers=0, progress=False).failed)
+    failed = dict(
+        prepare(matterport3d.find_matterport3d(matterport_raw), tmp_path / "out", workers=0, progress=False).failed
+    )
     assert "labels 1 faces, the mesh has 6" in failed["17DRP5sb8fy_region0"]
     assert "not Matterport3D's segments" in failed["2azQ1b91cZZ_region0"]
     with pytest.raises(UserError, match="none.tsv: no such file"):
@@ -246,7 +253,10 @@ def test_matterport3d_lists():
 
 def box(label, centroid, lengths, turn=0.0):
     axes = [np.cos(turn), np.sin(turn), 0, -np.sin(turn), np.cos(turn), 0, 0, 0, 1]
-    return {"label": label, "segments": {"obbAligned": {"centroid": centroid, "axesLengths": lengths, "normalizedAxes": axes}}}
+    return {
+        "label": label,
+        "segments": {"obbAligned": {"centroid": centroid, "axesLengths": lengths, "normalizedAxes": axes}},
+    }
 
 
 @pytest.mark.parametrize("top", ["3dod", "."])
@@ -255,7 +265,11 @@ def test_arkitscenes(tmp_path, top):
     scan = raw / top / "Training" / "41254925"
     points = [(0, 0, 0), (0.9, 0.9, 0), (0, 0, 0.4), (5, 5, 5), (1.3, 0, 0)]
     write_mesh(scan / "41254925_3dod_mesh.ply", np.array(points))
-    boxes = [box("chair", [0, 0, 0.4], [0.2, 0.2, 0.2]), box("tv monitor", [0, 0, 0], [3, 0.4, 1], np.pi / 4), box("vase", [5, 5, 5], [1, 1, 1])]
+    boxes = [
+        box("chair", [0, 0, 0.4], [0.2, 0.2, 0.2]),
+        box("tv monitor", [0, 0, 0], [3, 0.4, 1], np.pi / 4),
+        box("vase", [5, 5, 5], [1, 1, 1]),
+    ]
     write_json(scan / "41254925_3dod_annotation.json", {"data": boxes, "skipped": False})
     write_mesh(raw / top / "Validation" / "41069021" / "41069021_3dod_mesh.ply", GRID)
     summary = prepared(arkitscenes.find_arkitscenes, raw, tmp_path / "out")
@@ -328,7 +342,9 @@ def test_a_panorama_looks_along_minus_y_and_is_not_mirrored():
 def test_structured3d_errors(tmp_path):
     raw = tmp_path / "s3d"
     for i in range(3):
-        write_panorama(raw / f"scene_0000{i}" / "2D_rendering" / "1" / "panorama", box_depth(8, 16, (1, 1, 1)), np.ones((8, 16)))
+        write_panorama(
+            raw / f"scene_0000{i}" / "2D_rendering" / "1" / "panorama", box_depth(8, 16, (1, 1, 1)), np.ones((8, 16))
+        )
     folders = [raw / f"scene_0000{i}" / "2D_rendering" / "1" / "panorama" for i in range(3)]
     (folders[0] / "full" / "depth.png").write_bytes(b"PNG")
     (folders[1] / "camera_xyz.txt").write_text("1 2")
@@ -347,7 +363,7 @@ def test_own_scans(tmp_path, capsys):
     raw, out = tmp_path / "scans", tmp_path / "out"
     write_mesh(raw / "a.ply", GRID * 1000)
     np.savez(raw / "b.npz", coord=GRID * 1000, label=np.arange(12))
-    (raw / "notes.txt").write_text("")
+    (raw / "notes.md").write_text("")
     words = ["prepare", "folder", "--raw", str(raw), "--out", str(out), "--workers", "0"]
     assert main([*words, "--scale", "0.001"]) == 0
     said = capsys.readouterr()
@@ -381,7 +397,9 @@ def test_a_dataset_that_is_not_there_says_how_to_get_it(name, tmp_path):
     assert f"tools/prepare.py {name} --raw FOLDER" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["s3dis", "scannetpp", "structured3d", "matterport3d", "arkitscenes", "scannet", "folder"])
+@pytest.mark.parametrize(
+    "name", ["s3dis", "scannetpp", "structured3d", "matterport3d", "arkitscenes", "scannet", "folder"]
+)
 def test_every_layout_has_a_command(name, capsys):
     assert main(["prepare", name, "--help"]) == 0
     said = capsys.readouterr().out

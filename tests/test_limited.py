@@ -56,7 +56,9 @@ def test_own_points_are_labelled_nested_and_the_same_every_time(root):
     assert (scene.labels["segment20"][sorted(kept[5])] == whole[sorted(kept[5])]).all()
     dark = scene.labels["segment20"] < 0
     assert (scene.labels["segment200"][dark] == -1).all() and (scene.instance[dark] == -1).all()
-    assert kept[5] != set(torch.nonzero(train(root, limit="points-5", limit_seed=1)[3].labels["segment20"] >= 0)[:, 0].tolist())
+    assert kept[5] != set(
+        torch.nonzero(train(root, limit="points-5", limit_seed=1)[3].labels["segment20"] >= 0)[:, 0].tolist()
+    )
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor, list])

@@ -83,7 +83,9 @@ def test_only_what_changed_is_prepared_again(raw, tmp_path):
     write_scene(raw, "room9")
     summary = prepare(raw, out)
     assert (sorted(summary.prepared), summary.changed) == (["room1", "room2", "room9"], ["room1", "room2"])
-    assert summary.skipped == ["room0", "room3"] and "3 scenes prepared, 2 of them anew, 2 already there" in str(summary)
+    assert summary.skipped == ["room0", "room3"] and "3 scenes prepared, 2 of them anew, 2 already there" in str(
+        summary
+    )
     assert {p.parent.name for p, now in tree(out).items() if before.get(p) != now} == {"room1", "room2", "room9"}
     assert prepare(raw, out).prepared == []
     (raw / scannet.LABEL_MAP).write_text(TSV.replace("5\tchair", "7\tchair"))
@@ -140,7 +142,9 @@ def test_a_scene_whose_split_changes_moves(raw, tmp_path):
     write_lists(raw, train=["room0", "room1", "room2"], val=["room3"])
     summary = prepare(raw, out)
     assert summary.moved == ["room3"] and not summary.prepared and not summary.gone
-    assert files(out / "val") == [f"room3/{n}.npy" for n in ("color", "coord", "instance", "normal", "segment20", "segment200")]
+    assert files(out / "val") == [
+        f"room3/{n}.npy" for n in ("color", "coord", "instance", "normal", "segment20", "segment200")
+    ]
     assert not (out / "train" / "room3").exists()
     assert [e.key for e in entries(out)] == ["train/room0", "train/room1", "train/room2", "val/room3"]
 

@@ -112,7 +112,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         return source
 
     scannet = add_layout(
-        "scannet", "ScanNet, or own scans in its layout", _SCANNET, lambda a: find_scannet(a.raw, a.splits, a.labels_tsv)
+        "scannet",
+        "ScanNet, or own scans in its layout",
+        _SCANNET,
+        lambda a: find_scannet(a.raw, a.splits, a.labels_tsv),
     )
     scannet.add_argument(
         "--splits",
@@ -137,7 +140,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--categories", type=Path, metavar="FILE", help="category_mapping.tsv (default: in RAW or RAW/metadata)"
     )
     add_layout("arkitscenes", "ARKitScenes", _ARKITSCENES, lambda a: find_arkitscenes(a.raw))
-    own = add_layout("folder", "your own scans, of any format", _FOLDER, lambda a: find_folder(a.raw, a.scale))
+    own = add_layout("folder", "your own scans, of any format", _FOLDER, lambda a: find_folder(a.raw, scale=a.scale))
     own.add_argument("--scale", type=float, default=1.0, help="metres per unit of the files, e.g. 0.001 (default: 1)")
 
     rooms = add("rooms", "generated rooms", _ROOMS)
@@ -169,7 +172,9 @@ def _add_preparation(source: argparse.ArgumentParser) -> None:
         help="only the I-th of N shares of the scenes, to spread the work over machines; a last run without it merges "
         "the shares' manifests",
     )
-    source.add_argument("--verify", action="store_true", help="compare the content of all files with the manifest's hashes")
+    source.add_argument(
+        "--verify", action="store_true", help="compare the content of all files with the manifest's hashes"
+    )
     source.add_argument("--overwrite", action="store_true", help="prepare complete scenes again")
 
 

@@ -95,7 +95,10 @@ def group_scores(results: dict[str, Any], groups: dict[str, tuple[int, ...]]) ->
         return sum(present) / len(present) if present else math.nan
 
     return {
-        group: {source: {head: mean(s["iou"], classes) for head, s in scores.items()} for source, scores in results.items()}
+        group: {
+            source: {head: mean(score["iou"], classes) for head, score in scores.items()}
+            for source, scores in results.items()
+        }
         for group, classes in groups.items()
     }
 

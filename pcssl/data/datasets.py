@@ -177,7 +177,11 @@ def arkitscenes_(config: ARKitScenesConfig) -> SceneSource:
     where = "To get it, use the scripts of https://github.com/apple/ARKitScenes"
     root = _require(config.root, "ARKitScenes", "arkitscenes", where)
     # Pointcept's script keeps the names of the dataset's own folders.
-    splits = {s: own for s, own in (("train", "Training"), ("val", "Validation")) if not (root / s).is_dir() and (root / own).is_dir()}
+    splits = {
+        s: own
+        for s, own in (("train", "Training"), ("val", "Validation"))
+        if not (root / s).is_dir() and (root / own).is_dir()
+    }
     return SceneSource(root, "segment", arkitscenes.CLASSES, splits=splits)
 
 

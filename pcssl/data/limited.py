@@ -41,7 +41,9 @@ class Limit:
         form = _FORM.fullmatch(text)
         amount = int(form[2]) if form else 0
         if amount < 1 or (form[1] == "scenes" and amount > 100):
-            raise UserError(f"limit is {text!r}; give scenes-P (percent of the training scenes) or points-K, e.g. points-20")
+            raise UserError(
+                f"limit is {text!r}; give scenes-P (percent of the training scenes) or points-K, e.g. points-20"
+            )
         return cls(form[1], amount, None if official is None else Path(official), seed)
 
     def __str__(self) -> str:
@@ -65,7 +67,9 @@ class LimitedScenes(Dataset):
             self._rows = [row for row in self._rows if scenes.names[row] in chosen]
             if len(self._rows) < len(chosen):
                 missing = sorted(chosen - set(scenes.names))
-                raise UserError(f"{limit.official}: lists {len(missing)} scenes that are not there ({', '.join(missing[:3])})")
+                raise UserError(
+                    f"{limit.official}: lists {len(missing)} scenes that are not there ({', '.join(missing[:3])})"
+                )
         elif limit.official:
             self._points = _official_points(limit.official)
             self._rows = [row for row in self._rows if scenes.names[row] in self._points]
@@ -89,10 +93,14 @@ class LimitedScenes(Dataset):
         if self._points is not None:
             points = self._points[scene.name]
             if len(points) and (points.min() < 0 or points.max() >= len(scene)):
-                raise UserError(f"{self.limit.official}: names point {points.max()} of {scene.name}, which has {len(scene)}")
+                raise UserError(
+                    f"{self.limit.official}: names point {points.max()} of {scene.name}, which has {len(scene)}"
+                )
             return points
         if self.label not in scene.labels:
-            raise UserError(f"scene {scene.name} has no {self.label}, of which {self.limit} keeps some; prepare it with labels")
+            raise UserError(
+                f"scene {scene.name} has no {self.label}, of which {self.limit} keeps some; prepare it with labels"
+            )
         labelled = np.flatnonzero(scene.labels[self.label].numpy() >= 0)
         order = np.random.default_rng([self.limit.seed, _hash(scene.name)]).permutation(len(labelled))
         return labelled[order[: self.limit.amount]]

@@ -157,7 +157,9 @@ def prepare(
 
 def _refuse_foreign(source: Source, out: Path, overwrite: bool) -> None:
     if any(out.glob("*.pack.json")):
-        raise UserError(f"{out}: holds packed shards, which new scenes cannot join; prepare into another folder and pack that")
+        raise UserError(
+            f"{out}: holds packed shards, which new scenes cannot join; prepare into another folder and pack that"
+        )
     if overwrite or has_manifest(out):
         return
     there = next((s for s in source.scenes if (out / s.split / s.name / "coord.npy").exists()), None)
@@ -358,9 +360,7 @@ def _record(summary: PrepareSummary, job: _Job, outcome: _Outcome, report: _Repo
         report.step()
 
 
-def _in_pool(
-    jobs: list[_Job], workers: int, keep: Callable[[_Outcome], _Outcome]
-) -> Iterator[tuple[_Job, _Outcome]]:
+def _in_pool(jobs: list[_Job], workers: int, keep: Callable[[_Outcome], _Outcome]) -> Iterator[tuple[_Job, _Outcome]]:
     """Each job with its outcome, as they finish, in `workers` processes.
 
     keep: called with every outcome, also with those that come after the caller stopped (Ctrl-C).
@@ -374,7 +374,10 @@ def _in_pool(
         for job in lost:
             if (yield from _until_broken(deque([job]), 1, keep)):
                 _sweep(job.target)
-                yield job, _Outcome(error=f"{job.scene.files[0]}: the process died on it twice, perhaps for want of memory")
+                yield (
+                    job,
+                    _Outcome(error=f"{job.scene.files[0]}: the process died on it twice, perhaps for want of memory"),
+                )
 
 
 def _until_broken(

@@ -150,7 +150,9 @@ def load_pth(path: Path) -> object:
         raise
     except Exception as error:  # torch reads damaged bytes as whatever they happen to say
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a torch file of plain arrays, or damaged ({why or type(error).__name__})") from error
+        raise UserError(
+            f"{path}: not a torch file of plain arrays, or damaged ({why or type(error).__name__})"
+        ) from error
 
 
 def _numpy_globals() -> list:
@@ -238,14 +240,18 @@ def pack(root: Path, out: Path, *, shard_bytes: int = 1 << 30) -> Iterator[tuple
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _pack_split(scenes: Sequence[StoredScene], split: str, out: Path, shard_bytes: int) -> Iterator[tuple[str, int, int]]:
+def _pack_split(
+    scenes: Sequence[StoredScene], split: str, out: Path, shard_bytes: int
+) -> Iterator[tuple[str, int, int]]:
     listed, shards, tar = [], {}, None
     try:
         for done, scene in enumerate(scenes, 1):
             if tar is None:
                 name = f"{split}-{len(shards):05d}.tar"
                 tar = tarfile.open(out / name, "w", format=tarfile.USTAR_FORMAT)
-            offsets = {key: _append(tar, f"{split}/{scene.name}/{key}.npy", array) for key, array in scene.arrays().items()}
+            offsets = {
+                key: _append(tar, f"{split}/{scene.name}/{key}.npy", array) for key, array in scene.arrays().items()
+            }
             listed.append({"name": scene.name, "shard": name, "offsets": offsets})
             if tar.offset >= shard_bytes or done == len(scenes):
                 tar.close()

@@ -84,9 +84,7 @@ def _worker_init(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def iterate(
-    batches: StepBatches, steps: range, workers: int, pin: bool, bad: BadScenes
-) -> Iterator[tuple[int, Any]]:
+def iterate(batches: StepBatches, steps: range, workers: int, pin: bool, bad: BadScenes) -> Iterator[tuple[int, Any]]:
     """(step, batch) for every step; `bad` gets the scenes that could not be used, and raises UserError if too many."""
     loader = DataLoader(
         batches,

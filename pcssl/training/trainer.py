@@ -105,7 +105,8 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
                     if bad >= MAX_BAD_STEPS:
                         raise UserError(f"{bad} steps in a row up to step {step} had no finite loss; lower optimizer.lr")
                 if progress.due(step):
-                    extra |= {"lr": lr, "gradient_norm": norm, "skipped_steps": progress.skipped, "bad_scenes": len(bad_scenes)}
+                    extra |= {"lr": lr, "gradient_norm": norm, "skipped_steps": progress.skipped}
+                    extra["bad_scenes"] = len(bad_scenes)
                     for name, value in (progress.report(step) | extra).items():
                         writer.add_scalar(name, value, step)
                 done = step + 1
@@ -226,7 +227,8 @@ def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, dev
 
 def _without_workers(section):
     """A section without what may differ when a run goes on."""
-    return {k: v for k, v in section.items() if k not in ("workers", "max_bad")} if isinstance(section, dict) else section
+    free = ("workers", "max_bad")
+    return {k: v for k, v in section.items() if k not in free} if isinstance(section, dict) else section
 
 
 class Progress:

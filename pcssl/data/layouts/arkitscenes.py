@@ -36,7 +36,9 @@ def find_arkitscenes(raw: str | Path) -> Source:
             if scan.is_dir():
                 boxes = boxes if boxes.exists() else None
                 files = (mesh, boxes) if boxes else (mesh,)
-                source.scenes.append(RawScene(scan.name, split, files, partial(read_arkit_scan, scan.name, mesh, boxes)))
+                source.scenes.append(
+                    RawScene(scan.name, split, files, partial(read_arkit_scan, scan.name, mesh, boxes))
+                )
     if not source.scenes:
         raise UserError(f"{raw}: no scans found; expected 3dod/Training/<video>/<video>_3dod_mesh.ply in it")
     return source
@@ -65,7 +67,9 @@ def _read_boxes(path: Path) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarra
     return found
 
 
-def _label(coord: np.ndarray, boxes: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _label(
+    coord: np.ndarray, boxes: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
     segment, instance = np.full(len(coord), -1), np.full(len(coord), -1)
     # The largest first, so that the smallest stays.
     for number in sorted(range(len(boxes)), key=lambda i: -boxes[i][2].prod()):

@@ -34,9 +34,13 @@ def find_matterport3d(raw: str | Path, categories: str | Path | None = None) -> 
     categories: the table of labels; by default RAW/category_mapping.tsv or RAW/metadata/category_mapping.tsv.
     """
     raw = require_folder(Path(raw), "Matterport3D's houses")
-    meshes = {f"{mesh.parents[1].name}_{mesh.stem}": mesh for mesh in sorted(raw.glob("**/region_segmentations/region*.ply"))}
+    meshes = {
+        f"{mesh.parents[1].name}_{mesh.stem}": mesh for mesh in sorted(raw.glob("**/region_segmentations/region*.ply"))
+    }
     if not meshes:
-        raise UserError(f"{raw}: no regions found; expected <house>/region_segmentations/region0.ply; unpack the zip files")
+        raise UserError(
+            f"{raw}: no regions found; expected <house>/region_segmentations/region0.ply; unpack the zip files"
+        )
     table = _find_table(raw, categories)
     class_of = read_classes(table)
     split_of = read_lists(Path(__file__).parents[1] / "splits", _LISTS)
@@ -86,7 +90,9 @@ def _read_labels(raw: RawScan, segments: Path, objects: Path, class_of: dict[str
             value = (class_of.get(group["label"], -1), number)
             of_segment[np.isin(ids, np.asarray(group["segments"], dtype=np.int64))] = value
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{objects}: not Matterport3D's segments and objects ({error!r}); download both again") from error
+        raise UserError(
+            f"{objects}: not Matterport3D's segments and objects ({error!r}); download both again"
+        ) from error
     if len(of_face) != len(raw.face):
         raise UserError(f"{segments}: labels {len(of_face)} faces, the mesh has {len(raw.face)}; download both again")
     face_labels = of_segment[row.reshape(-1)]

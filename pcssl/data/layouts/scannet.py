@@ -109,9 +109,7 @@ def _is_scene(folder: Path) -> bool:
     return any(p.name.startswith((f"{folder.name}_vh_clean", f"{folder.name}.aggregation")) for p in folder.iterdir())
 
 
-def _assign_splits(
-    scenes: dict[str, Path], places: list[Path], given: Path | None, result: Source
-) -> dict[str, str]:
+def _assign_splits(scenes: dict[str, Path], places: list[Path], given: Path | None, result: Source) -> dict[str, str]:
     """Scene -> split for the scenes to prepare; unlisted ones and notes go into the result."""
     if given is not None:
         source, lists = given, read_lists(given, LISTS)

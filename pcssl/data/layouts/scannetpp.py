@@ -37,11 +37,17 @@ def find_scannetpp(raw: str | Path) -> Source:
     present = {folder.name for folder in (raw / "data").glob("*") if (folder / "scans").is_dir()}
     for name in sorted(split_of.keys() & present):
         scans = raw / "data" / name / "scans"
-        mesh, segments, annotations = scans / "mesh_aligned_0.05.ply", scans / "segments.json", scans / "segments_anno.json"
+        mesh, segments, annotations = (
+            scans / "mesh_aligned_0.05.ply",
+            scans / "segments.json",
+            scans / "segments_anno.json",
+        )
         # The test scenes have no labels.
         labels = (segments, annotations) if segments.exists() or annotations.exists() else None
         files = (mesh, *(labels or ()), *((benchmark / CLASS_FILE, table) if labels else ()))
-        source.scenes.append(RawScene(name, split_of[name], files, partial(read_scannetpp_scene, name, mesh, labels, class_of)))
+        source.scenes.append(
+            RawScene(name, split_of[name], files, partial(read_scannetpp_scene, name, mesh, labels, class_of))
+        )
     if not source.scenes:
         raise UserError(f"{raw}: none of the {len(split_of)} listed scenes is in its data folder; download them")
     source.unlisted = sorted(present - split_of.keys())
@@ -53,7 +59,10 @@ def find_scannetpp(raw: str | Path) -> Source:
 def read_classes(names: list[str], table: Path) -> dict[str, int]:
     """Raw label -> class: the benchmark's table renames labels ("books" -> "book") and drops some ("None")."""
     index = {name: i for i, name in enumerate(names)}
-    target = {row["class"]: row["semantic_map_to"] or row["class"] for row in read_table(table, ("class", "semantic_map_to"), ",")}
+    target = {
+        row["class"]: row["semantic_map_to"] or row["class"]
+        for row in read_table(table, ("class", "semantic_map_to"), ",")
+    }
     return {label: index[name] for label, name in ({n: n for n in names} | target).items() if name in index}
 
 
@@ -69,14 +78,22 @@ def _read_labels(raw: RawScan, segments: Path, annotations: Path, class_of: dict
     try:
         of_vertex = np.asarray(read_json(segments)["segIndices"], dtype=np.int64).reshape(-1)
         groups = [
-            (class_of[group["label"]], int(group["objectId"]), np.isin(of_vertex, np.asarray(group["segments"], np.int64)))
+            (
+                class_of[group["label"]],
+                int(group["objectId"]),
+                np.isin(of_vertex, np.asarray(group["segments"], np.int64)),
+            )
             for group in read_json(annotations)["segGroups"]
             if group["label"] in class_of
         ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{annotations}: not ScanNet++'s segments and groups ({error!r}); download both again") from error
+        raise UserError(
+            f"{annotations}: not ScanNet++'s segments and groups ({error!r}); download both again"
+        ) from error
     if len(of_vertex) != len(raw.coord):
-        raise UserError(f"{segments}: labels {len(of_vertex)} vertices, the mesh has {len(raw.coord)}; download both again")
+        raise UserError(
+            f"{segments}: labels {len(of_vertex)} vertices, the mesh has {len(raw.coord)}; download both again"
+        )
     segment, instance = np.full(len(of_vertex), -1), np.full(len(of_vertex), -1)
     # The largest first, so that the smallest stays; of equal ones the first in the file.
     for class_id, object_id, inside in sorted(reversed(groups), key=lambda group: -group[2].sum()):

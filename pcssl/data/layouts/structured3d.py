@@ -42,9 +42,13 @@ def find_structured3d(raw: str | Path) -> Source:
         if number:
             split = "train" if int(number[1]) < 3000 else "val" if int(number[1]) < 3250 else "test"
             name = f"{house}_room_{room}"
-            source.scenes.append(RawScene(name, split, tuple(_files(folder).values()), partial(read_room, name, folder)))
+            source.scenes.append(
+                RawScene(name, split, tuple(_files(folder).values()), partial(read_room, name, folder))
+            )
     if not source.scenes:
-        raise UserError(f"{raw}: no panoramas found; expected scene_00000/2D_rendering/<room>/panorama; unpack the zip files")
+        raise UserError(
+            f"{raw}: no panoramas found; expected scene_00000/2D_rendering/<room>/panorama; unpack the zip files"
+        )
     return source
 
 
@@ -63,12 +67,16 @@ def read_room(name: str, folder: Path) -> Scene:
         raise UserError(f"{files['camera']}: not the three numbers of a camera; get it again")
     depth, color, label = (_image(files[key]) for key in ("depth", "color", "label"))
     if depth.ndim != 2 or label.shape != depth.shape or color.shape[:2] != depth.shape or color.ndim != 3:
-        raise UserError(f"{folder}: depth {depth.shape}, colours {color.shape} and labels {label.shape} do not fit; get them again")
+        raise UserError(
+            f"{folder}: depth {depth.shape}, colours {color.shape} and labels {label.shape} do not fit; get them again"
+        )
     seen = ~np.isin(depth, _NO_READING)
     coord = depth[seen, None] / 1000 * directions(*depth.shape)[seen] + camera
     class_of = np.full(256, -1)
     class_of[list(_NYU40_IDS)] = np.arange(len(_NYU40_IDS))
-    raw = RawScan(coord, color[seen][:, :3].astype(np.uint8), labels={"segment": class_of[label[seen].astype(np.uint8)]})
+    raw = RawScan(
+        coord, color[seen][:, :3].astype(np.uint8), labels={"segment": class_of[label[seen].astype(np.uint8)]}
+    )
     return complete(raw, folder, name=name)
 
 
