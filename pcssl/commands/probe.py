@@ -80,7 +80,7 @@ def probe_and_report(
     _write_json(out / "results.json", found)
     print(table(found["results"]))
     for group, scores in found.get("groups", {}).items():
-        print(f"{group:16}" + "".join(f"  {source} {100 * miou['linear']:.1f}" for source, miou in scores.items()))
+        print(f"{group:16}" + "".join(f"  {source} {100 * next(iter(miou.values())):.1f}" for source, miou in scores.items()))
     print(f"\nresults      {out / 'results.json'}")
     if pictures:
         for path in draw(model, data, config.val_split, pictures, out / "pictures"):
