@@ -44,8 +44,10 @@ class StepBatches(Dataset):
     def __getitem__(self, step: int) -> tuple[Any, list[BadScene]]:
         samples, bad = [], {}
         for slot, index in enumerate(self.indices(step)):
-            seed = np.random.SeedSequence([self.seed, step, slot]).generate_state(1, np.uint64)[0]
-            for candidate in self._candidates(index, step, slot):
+            for attempt, candidate in enumerate(self._candidates(index, step, slot)):
+                # The first draws stay what they are without bad scenes.
+                again = [attempt] if attempt else []
+                seed = np.random.SeedSequence([self.seed, step, slot, *again]).generate_state(1, np.uint64)[0]
                 rng = torch.Generator().manual_seed(int(seed >> 1))
                 try:
                     if candidate not in bad:
