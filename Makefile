@@ -3,10 +3,11 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= dev
 CONFIG ?= configs/msm_rooms.yaml
 BIN := $(VENV)/bin
 
-.PHONY: install train test lint clean
+.PHONY: install train test test-spconv lint clean
 
 install: $(VENV)/.installed
 
@@ -14,9 +15,9 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "pcssl needs Python 3.10 to 3.13; $(PYTHON) is another. Try: make install PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" numpy "scikit-build-core>=0.10" cmake ninja
+	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" numpy "scikit-build-core>=0.10" cmake ninja $(if $(SCATTER),setuptools wheel)
 	@# Built with the torch that is there: an isolated build would install a second one first.
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$(EXTRAS)]"
 	@touch $@
 
 train: install
@@ -25,8 +26,14 @@ train: install
 test: install
 	$(BIN)/python -m pytest
 
+# The spconv engine's tests, in an environment of their own; SCATTER=1 also builds torch-scatter, some minutes.
+test-spconv: SPCONV_VENV = .venv-spconv$(if $(SCATTER),-scatter)
+test-spconv:
+	$(MAKE) install VENV=$(SPCONV_VENV) EXTRAS=test,spconv$(if $(SCATTER),,-only)
+	$(SPCONV_VENV)/bin/python -m pytest -m "spconv and not gpu"
+
 lint: install
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-spconv .venv-spconv-scatter build *.egg-info .pytest_cache .ruff_cache

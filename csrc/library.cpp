@@ -21,5 +21,6 @@ PCSSL_EXPANDED(PCSSL_LIBRARY, m) {
   m.def("segment_reduce_grad(Tensor grad, Tensor values, Tensor out, Tensor offsets, int reduction) -> Tensor");
   m.def("corner_weights(Tensor position, Tensor batch, Tensor sorted_keys, Tensor order, int mode) -> (Tensor, Tensor)");
   m.def("weighted_rows(Tensor features, Tensor rows, Tensor weights) -> Tensor");
+  m.def("displace(Tensor points, Tensor field, Tensor low, float spacing) -> Tensor");
   m.def("weighted_rows_grad(Tensor grad, Tensor rows, Tensor weights, SymInt num_rows) -> Tensor");
 }

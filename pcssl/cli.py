@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import importlib.metadata
 import os
 import select
 import sys
@@ -17,14 +16,19 @@ from collections.abc import Sequence
 
 from pcssl.errors import UserError
 from pcssl.registry import did_you_mean
+from pcssl.version import pcssl_version
 
 # name -> module, one line of help
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("pcssl.commands.prepare", "convert a dataset to the layout that training reads"),
     "train": ("pcssl.commands.train", "learn features without labels, from a config file"),
     "probe": ("pcssl.commands.probe", "measure how good the features of a checkpoint are"),
+    "health": ("pcssl.commands.health", "look at a checkpoint's features without labels: collapsed, constant, geometric?"),
+    "experiments": ("pcssl.commands.experiments", "train and probe many configs that differ in a line, and tabulate"),
+    "compare": ("pcssl.commands.compare", "put the scores of two probes side by side"),
     "benchmark": ("pcssl.commands.benchmark", "time the operators beside a matrix product and other engines"),
     "extract": ("pcssl.commands.extract", "write the features of scenes to files"),
+    "doctor": ("pcssl.commands.doctor", "say what is installed here, what runs, and how to get more"),
 }
 
 
@@ -59,15 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--version", action="version", version=f"pcssl {_version()}")
+    parser.add_argument("--version", action="version", version=f"pcssl {pcssl_version()}")
     return parser
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("pcssl")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 def _run(name: str, argv: list[str], debug: bool) -> int:

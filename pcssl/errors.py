@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that a user can mend, and how errors are shown."""
 
 
 class UserError(Exception):
@@ -10,3 +10,12 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+def in_one_line(error: BaseException | None) -> str:
+    """An error and what caused it, the first line of each."""
+    said = []
+    while error is not None:
+        said += str(error).strip().splitlines()[:1] or [type(error).__name__]
+        error = error.__cause__
+    return ": ".join(said)

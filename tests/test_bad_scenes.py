@@ -8,6 +8,7 @@ import torch
 from test_msm import room
 from test_training import config, weights
 
+from pcssl.data.crops import SceneChange
 from pcssl.data.preparation import save_scene
 from pcssl.data.prepared import PreparedDataset
 from pcssl.errors import UserError
@@ -15,7 +16,7 @@ from pcssl.evaluation import ProbeConfig, load_model, probe
 from pcssl.registry import create
 from pcssl.training import pretrain
 from pcssl.training.bad_scenes import BadScene, BadScenes
-from pcssl.training.batches import StepBatches, iterate
+from pcssl.training.batches import BatchesByCount, StepBatches, count_voxels, iterate
 
 
 def truncate(folder):
@@ -98,10 +99,26 @@ def test_good_scenes_train_as_without_the_limit(root, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def batches(scenes, allowed):
-    return StepBatches(
-        scenes, lambda scene, rng: (scene.name, int(torch.randint(99, (), generator=rng))), list, 3, 0, allowed
-    )
+def batches(scenes, allowed, mix=0.0):
+    def sample(scene, rng):
+        return scene.name, int(torch.randint(99, (), generator=rng))
+
+    plan = BatchesByCount(len(scenes), 3, epochs=10, seed=0)
+    return StepBatches(scenes, sample, list, plan.indices, 0, SceneChange(None, mix), allowed)
+
+
+def test_a_bad_partner_of_a_mixed_scene_is_the_bad_one(root):
+    bad = BadScenes(8, 0.25)
+    scenes = damage(root, "room1", "room3")
+    found = dict(iterate(batches(scenes, 2, mix=1.0), range(20), 0, False, bad))
+    assert len(bad) == 2 and sorted(bad._found) == [1, 3]
+    parts = [part for batch in found.values() for name, _ in batch for part in name.split("+")]
+    assert len(parts) == 120 and not {"room1", "room3"} & set(parts)
+
+
+def test_a_bad_scene_has_no_voxels(root):
+    counts = count_voxels(damage(root, "room1"), 0.2)
+    assert counts[1] == 0 and min(counts[:1] + counts[2:]) > 0
 
 
 def test_who_stands_in_follows_from_seed_and_step(root):

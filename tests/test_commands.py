@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ probe: {{after_training: true, seeds: 1, train_points: 100, epochs: 5, pictures:
 def test_train_probes_and_draws(folder):
     found = json.loads((folder / "out" / "results.json").read_text())
     assert set(found["results"]) == {"trained", "random weights", "input features"}
-    assert found["classes"] == ["floor", "y wall", "x wall"] and found["protocol"]["train_points"] == 100
+    assert found["data"]["classes"] == ["floor", "y wall", "x wall"] and found["protocol"]["train_points"] == 100
     assert found["checkpoint"]["scenes"] == 4 and found["checkpoint"]["split"] == "train"
     with Image.open(folder / "out" / "pictures" / "features.png") as image:
         assert len(image.convert("RGB").resize((200, 60)).getcolors(100_000)) > 20
@@ -69,10 +70,27 @@ def test_probe_alone_gives_the_same_scores(folder, tmp_path, capsys):
     assert "random weights" in capsys.readouterr().out and not (tmp_path / "pictures").exists()
 
 
-def extract(folder, scan, *more, out=None):
+def test_commands_run_on_the_engine_they_are_told(folder, tmp_path, monkeypatch):
+    from pcssl.sparse import conv, current_engine
+
+    used = set()
+    monkeypatch.setattr(conv, "current_engine", lambda: used.add(current_engine().name) or current_engine())
+    run = ["train", str(folder / "tiny.yaml"), f"output={tmp_path}", "optimizer.epochs=1", "optimizer.warmup_epochs=0"]
+    assert main([*run, "probe.pictures=0", "--engine", "reference"]) == 0
+    assert "engine: reference" in (tmp_path / "config.yaml").read_text()
+    checkpoint = ["--checkpoint", str(tmp_path / "checkpoint.pt"), "--engine", "reference", "--device", "cpu"]
+    assert main(["probe", *checkpoint, "--data", str(folder / "data.yaml"), "--out", str(tmp_path), "--pictures", "0"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["machine"]["engine"] == "reference"
+    write_ply(tmp_path / "scan.ply", room(9, 300))
+    assert main(["extract", str(tmp_path / "scan.ply"), *checkpoint, "--out", str(tmp_path / "f.npz")]) == 0
+    assert used == {"reference"}
+
+
+def extract(folder, scans, *more, out=None):
+    scans = scans if isinstance(scans, list) else [scans]
     out = out or folder / "features.npz"
-    checkpoint = str(folder / "out" / "checkpoint.pt")
-    return main(["extract", str(scan), "--checkpoint", checkpoint, "--out", str(out), "--device", "cpu", *map(str, more)])
+    options = ["--checkpoint", folder / "out" / "checkpoint.pt", "--out", out, "--device", "cpu"]
+    return main(["extract", *map(str, [*scans, *options, *more])])
 
 
 def test_extract_gives_a_feature_per_point_and_a_picture(folder, tmp_path, capsys):
@@ -124,13 +142,60 @@ def test_millimetres_are_noticed_and_rescaled(folder, tmp_path, capsys):
     scene = room(0, 400)
     write_ply(tmp_path / "mm.ply", Scene(scene.coord * 1000, scene.color, scene.normal))
     extract(folder, tmp_path / "mm.ply", out=tmp_path / "f.npz")
-    assert "--scale 0.001" in capsys.readouterr().err
-    assert extract(folder, tmp_path / "mm.ply", "--scale", 0.001, out=tmp_path / "f.npz") == 0
-    assert "--scale" not in capsys.readouterr().err
+    assert "--unit mm" in capsys.readouterr().err
+    assert extract(folder, tmp_path / "mm.ply", "--unit", "mm", out=tmp_path / "f.npz") == 0
+    assert "--unit" not in capsys.readouterr().err
     write_ply(tmp_path / "m.ply", scene)
     extract(folder, tmp_path / "m.ply", out=tmp_path / "g.npz")
     with np.load(tmp_path / "f.npz") as a, np.load(tmp_path / "g.npz") as b:
         assert np.median(np.abs(a["features"] - b["features"])) < 1e-3
+
+
+def test_several_scans_and_a_folder_at_once(folder, tmp_path, capsys):
+    scans = tmp_path / "scans"
+    write_ply(scans / "a.ply", room(0, 300))
+    np.savetxt(scans / "b.xyz", room(1, 200).coord.numpy())
+    (scans / "notes.md").write_text("no scan")
+    write_ply(tmp_path / "far.ply", replace(room(2, 100), origin=(450_000.0, 0.0, 0.0)))
+    (scans / "c.pcd").write_text("hello")
+    out = tmp_path / "out"
+    assert extract(folder, [scans, tmp_path / "far.ply"], "--picture", tmp_path / "pictures", out=out) == 1
+    said = capsys.readouterr().err
+    assert "c.pcd: not a PCD file" in said and "1 of 4 scans failed" in said
+    assert sorted(p.name for p in out.iterdir()) == ["a.npz", "b.npz", "far.npz"]
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a.png", "b.png", "far.png"]
+    for name, points, origin in (("a", 300, 0), ("b", 200, 0), ("far", 100, 450_000)):
+        with np.load(out / f"{name}.npz") as file:
+            assert file["features"].shape == (points, 24) and file["origin"].tolist() == [origin, 0, 0]
+    alone = tmp_path / "alone.npz"
+    assert extract(folder, scans / "a.ply", out=alone) == 0
+    with np.load(alone) as one, np.load(out / "a.npz") as of_several:
+        assert np.array_equal(one["features"], of_several["features"])
+    capsys.readouterr()
+    write_ply(tmp_path / "a.ply", room(0, 300))
+    (tmp_path / "none").mkdir()
+    for given, options, message in (
+        ([scans], ["--picture", "p.png"], "several scans need a folder"),
+        ([scans, tmp_path / "a.ply"], [], "would both write a.npz"),
+        ([tmp_path / "none"], [], "no scans in it"),
+    ):
+        assert extract(folder, given, *options, out=out) == 2
+        assert message in capsys.readouterr().err
+    assert extract(folder, scans, out=tmp_path / "f.npz") == 2
+
+
+def test_reading_options_reach_the_reader(folder, tmp_path):
+    scene = room(0, 400)
+    turned = scene.coord[:, [0, 2, 1]] * torch.tensor([100, -100, 100])  # centimetres, y down
+    table = torch.cat([torch.zeros(400, 1), turned, scene.color.float()], 1).numpy()
+    np.savetxt(tmp_path / "a.txt", table)
+    options = ["--unit", "cm", "--up=-y", "--columns=-,x,y,z,r,g,b"]
+    assert extract(folder, tmp_path / "a.txt", *options, out=tmp_path / "f.npz") == 0
+    write_ply(tmp_path / "b.ply", scene, faces=torch.tensor([[0, 1, 2], [3, 4, 5]]))
+    assert extract(folder, tmp_path / "b.ply", "--samples", 50, out=tmp_path / "g.npz") == 0
+    with np.load(tmp_path / "f.npz") as table, np.load(tmp_path / "g.npz") as mesh:
+        np.testing.assert_allclose(table["coord"], scene.coord.numpy(), atol=1e-5)
+        assert mesh["coord"].shape == (50, 3)
 
 
 def bad_file(tmp_path, kind):

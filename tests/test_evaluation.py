@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +27,10 @@ from pcssl.evaluation import (
     probe,
     scores,
 )
-from pcssl.evaluation.features import collect, sample_points
+from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_key, half, weights_key
+from pcssl.evaluation.clusters import KMeans, match_clusters
+from pcssl.evaluation.features import sample_points
+from pcssl.evaluation.probe import few_labels
 from pcssl.models import HUNet
 from pcssl.sparse import available_engines, use_engine
 from pcssl.sparse.engine import _engines
@@ -101,6 +106,18 @@ def test_linear_probe_is_as_good_as_scipy_logistic_regression():
     assert abs(accuracy[0] - accuracy[1]) < 0.01
 
 
+def test_a_linear_probe_is_the_same_from_disk(monkeypatch):
+    x, y = torch.randn(900, 8), torch.randint(0, 3, (900,))
+    rows, columns = torch.arange(0, 900, 2), torch.tensor([1, 2, 5])
+    settings = {"rows": rows, "columns": columns, "epochs": 2, "min_steps": 20, "batch_size": 100}
+    kept = LinearProbe.fit(x, y, 3, **settings)
+    monkeypatch.setattr("pcssl.evaluation.linear.IN_MEMORY", 0)
+    streamed = LinearProbe.fit(x, y, 3, **settings)
+    torch.testing.assert_close(kept.layer.weight, streamed.layer.weight, atol=1e-5, rtol=1e-4)
+    alone = LinearProbe.fit(x[rows][:, columns], y[rows], 3, epochs=2, min_steps=20, batch_size=100)
+    torch.testing.assert_close(kept.layer.weight, alone.layer.weight, atol=1e-5, rtol=1e-4)
+
+
 def test_samples_are_class_aware():
     label = torch.tensor([0] * 900 + [1] * 60 + [2] * 5 + [-1] * 50)
     rows = sample_points(label, 100, torch.Generator().manual_seed(0))
@@ -170,13 +187,172 @@ def test_a_single_point_has_features(model):
     assert torch.isfinite(model.extract(scene).features).all()
 
 
-def test_collect_takes_the_rows_it_says(model):
-    scene = room(n=500)
-    scene.labels["segment20"] = (torch.arange(500) % 3).int()
-    features, labels = collect(PointFeatures(model.backbone, 0.1), [scene], "segment20", 60, seed=0)
-    assert features.shape == (60, 40) and torch.bincount(labels).tolist() == [20, 20, 20]
-    every, all_labels = collect(PointFeatures(model.backbone, 0.1), [scene], "segment20", 500, seed=0)
-    assert torch.equal(every, model.extract(scene).features) and torch.equal(all_labels, scene.labels["segment20"].long())
+def test_sampled_features_are_those_of_their_points(model, tmp_path):
+    scenes = [room(i, n=500) for i in range(2)]
+    for scene in scenes:
+        scene.labels["segment20"] = (torch.arange(500) % 4).int() - 1
+    cache = FeatureCache(tmp_path, BackboneFeatures(PointFeatures(model.backbone, 0.1)), "a", "b", 60)
+    sample = cache.sample(scenes, "segment20", lambda done, total: None)
+    aware, even = sample.rows(), sample.rows(aware=False)
+    assert len(aware) == 2 * 60 and len(even) == 2 * EVEN and sample.features.dtype == torch.float16
+    assert torch.bincount(sample.labels[aware]).tolist() == [40, 40, 40]
+    for i, scene in enumerate(scenes):
+        every = model.extract(scene).features
+        mine = sample.scene == i
+        place = torch.cdist(sample.coord[mine], scene.coord).argmin(1)
+        torch.testing.assert_close(sample.features[mine].float(), every[place], atol=2e-3, rtol=2e-3)
+        assert torch.equal(sample.labels[mine], scene.labels["segment20"][place].long())
+        assert sample.even[even][sample.scene[even] == i].tolist() == list(range(EVEN))
+
+
+def test_cached_scenes_give_the_features_of_all_points(model, tmp_path):
+    scene, source = room(5), BackboneFeatures(PointFeatures(model.backbone, 0.1))
+    cache = FeatureCache(tmp_path, source, "a", "b", 60)
+    for _ in range(2):
+        found = torch.cat([values for _, values in cache.chunks(scene, 0)])
+        torch.testing.assert_close(found, model.extract(scene).features, atol=2e-3, rtol=2e-3)
+        source.features = None if _ else SimpleNamespace(mode="exact")  # the second time nothing is encoded
+
+
+def test_a_second_head_does_not_run_the_backbone(model, tmp_path, monkeypatch):
+    settings = {"train_points": 100, "epochs": 2, "seeds": 1}
+    first = probe(model, Source(), ProbeConfig(**settings), cache=tmp_path, report=lambda line: None)
+
+    def fail(*args):
+        raise AssertionError("the backbone ran again")
+
+    monkeypatch.setattr(PointFeatures, "encode", fail)
+    again = probe(model, Source(), ProbeConfig(heads=("nn", "clusters", "linear"), **settings), cache=tmp_path, report=lambda line: None)
+    for head, score in first["results"]["trained"].items():
+        assert again["results"]["trained"][head] == score
+    assert 0 < again["results"]["trained"]["clusters"]["miou"]["mean"] <= 1
+
+
+def test_other_weights_and_other_labels_are_cached_apart(model):
+    state = model.backbone.state_dict()
+    key = weights_key(model.backbone, 0.1, "exact")
+    assert key == weights_key(model.backbone, 0.1, "exact") != weights_key(model.backbone, 0.2, "exact")
+    assert key != weights_key(model.with_random_weights(3).backbone, 0.1, "exact")
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), model.backbone.state_dict().values()))
+    scenes = Source().scenes("train")
+    before = data_key(scenes, "segment20")
+    scenes[1].labels["segment20"][0] = 2 - scenes[1].labels["segment20"][0]
+    assert before != data_key(scenes, "segment20") and before != data_key(scenes[:2], "segment20")
+
+
+def test_an_interrupted_sample_goes_on_where_it_stopped(model, tmp_path):
+    scenes = Source().scenes("train")
+
+    class Stops(BackboneFeatures):
+        left = 2
+
+        def sample(self, scene, rows):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            return super().sample(scene, rows)
+
+    source = Stops(PointFeatures(model.backbone, 0.1))
+    cache = FeatureCache(tmp_path, source, "a", "b", 60)
+    with pytest.raises(KeyboardInterrupt):
+        cache.sample(scenes, "segment20", lambda done, total: None)
+    source.left = 1
+    resumed = cache.sample(scenes, "segment20", lambda done, total: None)
+    whole = FeatureCache(tmp_path / "other", BackboneFeatures(source.features), "a", "b", 60).sample(
+        scenes, "segment20", lambda done, total: None
+    )
+    assert torch.equal(resumed.features, whole.features) and torch.equal(resumed.scene, whole.scene)
+    assert not (cache.folder / "parts").exists()
+
+
+def test_features_beyond_float16_are_refused():
+    with pytest.raises(UserError, match="'a'.*float16"):
+        half(torch.tensor([1e6]), "a")
+    with pytest.raises(UserError, match="diverged"):
+        half(torch.tensor([math.nan]), "a")
+
+
+def test_the_cached_probe_agrees_with_the_full_one(model):
+    """The full one: fitted on all points, in float32, from the backbone directly."""
+    found = probe(model, Source(), ProbeConfig(heads=("linear",), train_points=100, seeds=3, floors=False), report=lambda line: None)
+    train, val = Source().scenes("train"), Source().scenes("val")
+    features = torch.cat([model.extract(scene).features for scene in train])
+    labels = torch.cat([scene.labels["segment20"].long() for scene in train])
+    full = LinearProbe.fit(features, labels, 3)
+    matrix = confusion_matrix(full(model.extract(val[0]).features), val[0].labels["segment20"], 3)
+    assert found["results"]["trained"]["linear"]["miou"]["mean"] == pytest.approx(scores(matrix).miou, abs=0.05)
+
+
+def test_few_labels_are_few():
+    sample = Sample(
+        torch.zeros(10 * 260, 1), torch.zeros(2600, dtype=torch.int64), torch.zeros(2600, 3), torch.zeros(2600, 3),
+        torch.arange(2600) // 260, torch.where(torch.arange(2600) % 260 < 60, -1, torch.arange(2600) % 260 - 60),
+    )  # fmt: skip
+    draws = [dict(few_labels(sample, ProbeConfig(), seed)) for seed in range(3)]
+    for rows in draws:
+        assert len(rows["1 % of scenes"]) == 60 and len(rows["20 % of scenes"]) == 120
+        assert [len(rows[f"{n} points a scene"]) for n in (20, 50, 100, 200)] == [200, 500, 1000, 2000]
+        assert len(sample.scene[rows["20 points a scene"]].unique()) == 10
+    assert len({tuple(rows["20 % of scenes"].tolist()) for rows in draws}) == 3
+    assert len({tuple(rows["20 points a scene"].tolist()) for rows in draws}) == 3
+
+
+def test_clusters_of_well_separated_features():
+    g = torch.Generator().manual_seed(0)
+    label = torch.arange(3000) % 5
+    features = torch.randn(5, 16, generator=g)[label] * 20 + torch.randn(3000, 16, generator=g)
+    cluster = KMeans.fit(features, 5, seed=1)(features)
+    counts = torch.bincount(label * 5 + cluster, minlength=25).view(5, 5)
+    match = match_clusters(counts)
+    assert torch.equal(match[cluster], label) and match.sort().values.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_clusters_of_fewer_points_than_clusters():
+    assert len(KMeans.fit(torch.ones(3, 2), 5)(torch.ones(4, 2))) == 4
+
+
+def test_matching_is_the_best_of_all():
+    counts = torch.randint(0, 50, (4, 4), generator=torch.Generator().manual_seed(2))
+    match = match_clusters(counts)
+    best = max(sum(int(counts[p[c], c]) for c in range(4)) for p in itertools.permutations(range(4)))
+    assert sum(int(counts[match[c], c]) for c in range(4)) == best
+
+
+def test_instances_of_all_sources(model):
+    class WithInstances(Source):
+        classes = ("floor", "chair", "table")
+
+        def scenes(self, split):
+            found = super().scenes(split)
+            for scene in found:
+                scene.instance = scene.labels["segment20"].clone()
+            return found
+
+    settings = ProbeConfig(heads=("linear", "instances"), train_points=200, seeds=2, epochs=2, instance_radius=0.3)
+    found = probe(model, WithInstances(), settings, report=lambda line: None)["instances"]
+    assert set(found) == {"trained", "random weights", "input features"} and set(found["trained"]["classes"]) == {"chair", "table"}
+    # A wall is one instance, and its normal is an input.
+    assert found["input features"]["ap50"]["mean"] > 0.9
+    with pytest.raises(UserError, match="no instances"):
+        probe(model, Source(), settings)
+
+
+def test_each_level_alone_and_left_out(model):
+    settings = ProbeConfig(heads=("linear",), train_points=100, epochs=2, seeds=1, levels=True)
+    found = probe(model, Source(), settings, report=lambda line: None)["results"]
+    names = {f"linear/level {i} alone" for i in range(3)} | {f"linear/without level {i}" for i in range(3)}
+    assert set(found["trained"]) == {"linear"} | names and set(found["random weights"]) == {"linear"}
+
+
+def test_metrics_equal_scikit_learns():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    g = torch.Generator().manual_seed(0)
+    label, predicted = torch.randint(-1, 6, (5000,), generator=g), torch.randint(0, 6, (5000,), generator=g)
+    found, known = scores(confusion_matrix(predicted, label, 6)), label >= 0
+    iou = sklearn.jaccard_score(label[known], predicted[known], average=None)
+    assert found.iou == pytest.approx(iou.tolist()) and found.miou == pytest.approx(iou.mean())
+    assert found.oacc == pytest.approx(sklearn.accuracy_score(label[known], predicted[known]))
+    assert found.macc == pytest.approx(sklearn.balanced_accuracy_score(label[known], predicted[known]))
 
 
 class Source:
@@ -196,7 +372,7 @@ def test_probe_scores_all_sources_and_repeats(model):
     lines = []
     found = probe(model, Source(), settings, report=lines.append)
     results = found["results"]
-    assert list(results) == ["trained", "random weights", "input features"] and len(lines) == 6
+    assert list(results) == ["trained", "random weights", "input features"] and len(lines) == 3
     assert list(results["trained"]) == ["linear", "1-nn", "5-nn"]
     assert results["input features"]["linear"]["miou"]["mean"] > 0.95
     assert len(results["trained"]["linear"]["iou"]) == 3

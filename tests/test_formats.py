@@ -1,6 +1,9 @@
-"""Reading and writing files of points: every spelling that is accepted, every defect that is named."""
+"""PLY and NPZ, and what is the same in every format: the frame, what is dropped or made up, what is refused."""
 
 import os
+import re
+import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -169,13 +172,99 @@ def test_invalid_points_are_dropped_from_everything(tmp_path, faces):
         torch.testing.assert_close(scene.normal[[2, 3, 4]], expected.expand(3, 3), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("factor, flag", [(1000, "--scale 0.001"), (200, "--scale 0.01"), (0.01, "--scale 1000")])
-def test_an_implausible_width_names_the_flag(tmp_path, factor, flag):
+@pytest.mark.parametrize("factor, flag, unit", [(1000, "--unit mm", "mm"), (300, "--unit cm", 1 / 300), (0.001, "--unit km", "km")])
+def test_an_implausible_width_names_the_flag(tmp_path, factor, flag, unit):
     path = save_ply(tmp_path / "a.ply", xyz(points() * factor))
     with pytest.warns(UserWarning, match=flag):
+        wide = read_scene(path)
+    np.testing.assert_allclose(wide.coord, points() * factor, rtol=1e-5)  # said, not changed
+    np.testing.assert_allclose(read_scene(path, unit=unit).coord, points(), rtol=1e-5)
+    read_scene(path, unit="m")  # asked for, so no warning
+
+
+def test_stray_points_do_not_make_a_scene_wide(tmp_path):
+    coord = points(1000)
+    coord[::400] = 3000
+    assert len(read_scene(save_ply(tmp_path / "a.ply", xyz(coord)))) == 1000
+
+
+@pytest.mark.parametrize("unit, metres", [("m", 1), ("cm", 0.01), ("ft", 0.3048), ("in", 0.0254), ("0.5", 0.5), (2, 2)])
+def test_units(tmp_path, unit, metres):
+    scene = read_scene(save_ply(tmp_path / "a.ply", xyz(points())), unit=unit)
+    np.testing.assert_allclose(scene.coord, points() * metres, rtol=1e-5)
+
+
+def hall(n=3000):
+    """Floor, ceiling and four slanting walls of 8 x 6 x 2.5 m, z up, with more points on the floor; and normals."""
+    rng = np.random.default_rng(0)
+    coord = rng.uniform((0, 0, 0), (8, 6, 2.5), (n, 3))
+    normal = np.zeros((n, 3))
+    coord[: n // 3, 2], normal[: n // 3, 2] = 0, 1
+    coord[n // 3 : n // 2, 2], normal[n // 3 : n // 2, 2] = 2.5, -1
+    normal[n // 2 :, 0] = 1
+    c, s = np.cos(0.5), np.sin(0.5)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    return coord @ turn.T, normal @ turn.T
+
+
+# up axis -> where its file has the scene's x, y, z: the definition of the axis, not the code's matrices
+FRAMES = {
+    "z": lambda x, y, z: (x, y, z),
+    "y": lambda x, y, z: (x, z, -y),
+    "-y": lambda x, y, z: (x, -z, y),
+    "x": lambda x, y, z: (z, y, -x),
+    "-x": lambda x, y, z: (-z, y, x),
+    "-z": lambda x, y, z: (x, -y, -z),
+}
+
+
+@pytest.mark.parametrize("up", FRAMES)
+def test_up_axes(tmp_path, up):
+    coord, normal = hall()
+    stored = [np.stack(FRAMES[up](*part.T), axis=1) for part in (coord, normal)]
+    columns = xyz(stored[0], "f8") | {f"n{a}": stored[1][:, i] for i, a in enumerate("xyz")}
+    path = save_ply(tmp_path / "a.ply", columns)
+    scene = read_scene(path, up=up)
+    np.testing.assert_allclose(scene.coord, coord, atol=1e-6)
+    np.testing.assert_allclose(scene.normal, normal, atol=1e-6)
+    if up.strip("-") == "z":  # upside down looks as good
         read_scene(path)
-    scene = read_scene(path, scale=1 / factor)
-    np.testing.assert_allclose(scene.coord, points(), rtol=1e-5)
+    else:
+        with pytest.warns(UserWarning, match=f"--up {up[-1]} "):
+            unturned = read_scene(path)
+        np.testing.assert_allclose(unturned.coord, stored[0], atol=1e-6)  # said, not changed
+        read_scene(path, up="z")  # asked for, so no warning
+
+
+def test_a_cameras_frame_is_noticed(tmp_path):
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(1, 4, 500)
+    coord = np.stack([rng.uniform(-0.6, 0.6, 500) * depth, rng.uniform(-0.4, 0.4, 500) * depth, depth], axis=1)
+    path = save_ply(tmp_path / "a.ply", xyz(coord))
+    with pytest.warns(UserWarning, match="--up=-y"):
+        read_scene(path)
+    scene = read_scene(path, up="-y")
+    np.testing.assert_allclose(scene.coord, np.stack([coord[:, 0], depth, -coord[:, 1]], axis=1), atol=1e-5)
+
+
+def test_intensity_is_a_grey(tmp_path):
+    columns = xyz(points(101)) | {"scalar_Intensity": np.arange(101, dtype="f4") * 40}
+    scene = read_scene(save_ply(tmp_path / "a.ply", columns))
+    assert scene.filled == ("color", "normal")
+    assert (scene.color[:, :1] == scene.color).all() and (scene.color[1:, 0] >= scene.color[:-1, 0]).all()
+    assert scene.color[[0, 50, 100], 0].tolist() == [0, 128, 255]
+    columns["scalar_Intensity"][:] = 7
+    assert (read_scene(save_ply(tmp_path / "b.ply", columns)).color == 127).all()
+
+
+def test_labels_as_whole_floats(tmp_path):
+    columns = xyz(points(3)) | {
+        "scalar_Label": np.array([1, np.nan, 3], "f4"),
+        "class": np.array([1, 2, 3], "f8"),
+        "label_score": np.array([0.5, 1, 1], "f4"),
+    }
+    labels = read_scene(save_ply(tmp_path / "a.ply", columns)).labels
+    assert {name: values.tolist() for name, values in labels.items()} == {"label": [1, -1, 3], "class": [1, 2, 3]}
 
 
 def test_missing_folder_and_unknown(tmp_path):
@@ -183,8 +272,16 @@ def test_missing_folder_and_unknown(tmp_path):
     assert ".ply, .npz" in error_of(tmp_path)
     (tmp_path / "folder.ply").mkdir()
     assert "is a folder" in error_of(tmp_path / "folder.ply")
-    (tmp_path / "a.xyz").write_text("0 0 0")
-    assert "known: .ply, .npz" in error_of(tmp_path / "a.xyz")
+    (tmp_path / "a.e57").write_text("0 0 0")
+    assert "known: .ply, .npz, .pcd, .las" in error_of(tmp_path / "a.e57")
+
+
+@pytest.mark.parametrize("suffix, library", [("las", "laspy"), ("laz", "lazrs"), ("obj", "trimesh")])
+def test_a_missing_library_is_named(tmp_path, monkeypatch, suffix, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("")
+    assert "pip install '" in error_of(path)
 
 
 def test_nothing_usable(tmp_path):
@@ -247,16 +344,55 @@ def test_bad_npz(tmp_path):
     assert "damaged" in error_of(path)
 
 
-def test_georeferenced_coordinates_are_refused_before_they_collapse(tmp_path):
-    path = save_ply(tmp_path / "a.ply", xyz(points() + [450_000, 5_400_000, 0], "f8"))
-    assert "float32" in error_of(path)
-    assert len(read_scene(save_ply(tmp_path / "b.ply", xyz(points() + 5000, "f8")))) == 50
+def test_georeferenced_coordinates_keep_their_millimetres(tmp_path):
+    coord = points() + [450_321.123, 5_400_987.456, 120]
+    with pytest.warns(UserWarning, match="450000 5401000 0 is subtracted"):
+        scene = read_scene(save_ply(tmp_path / "a.ply", xyz(coord, "f8")))
+    assert scene.origin == (450_000.0, 5_401_000.0, 0.0) and scene[:3].origin == scene.origin
+    np.testing.assert_allclose(scene.coord.double() + torch.tensor(scene.origin), coord, atol=1e-4, rtol=0)
+    write_ply(tmp_path / "b.ply", scene)
+    with pytest.warns(UserWarning, match="is subtracted"):
+        back = read_scene(tmp_path / "b.ply")
+    assert torch.equal(back.coord, scene.coord) and back.origin == scene.origin
+    near = read_scene(save_ply(tmp_path / "c.ply", xyz(points() + 5000, "f8")))
+    assert near.origin == (0.0, 0.0, 0.0) and near.coord.min() > 4999
 
 
-@pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf")])
-def test_bad_scale(tmp_path, scale):
-    with pytest.raises(UserError, match="scale"):
-        read_scene(save_ply(tmp_path / "a.ply", xyz(points())), scale=scale)
+def test_stray_points_that_float32_cannot_hold_are_refused(tmp_path):
+    coord = points(1000)
+    coord[7, 1] = 1e9
+    assert "float32" in error_of(save_ply(tmp_path / "a.ply", xyz(coord, "f8")))
+
+
+@pytest.mark.parametrize("unit", [0, -1, float("nan"), float("inf"), "mile", "", None])
+def test_bad_unit(tmp_path, unit):
+    with pytest.raises(UserError, match="unit is"):
+        read_scene(save_ply(tmp_path / "a.ply", xyz(points())), unit=unit)
+
+
+def test_bad_options(tmp_path):
+    path = save_ply(tmp_path / "a.ply", xyz(points()))
+    with pytest.raises(UserError, match="up is 'w'.*-y"):
+        read_scene(path, up="w")
+    with pytest.raises(UserError, match="samples is -1"):
+        read_scene(path, samples=-1)
+    assert "no faces" in error_of(path, samples=10)
+    assert "--columns is for text" in error_of(path, columns="xyz")
+
+
+@pytest.mark.parametrize("rows", [10**9, 10**12, 10**19])
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("element", ["vertex", "face"])
+def test_a_header_that_promises_too_much_takes_no_memory(tmp_path, rows, text, element):
+    path = save_ply(tmp_path / "a.ply", xyz(points()), faces=[[0, 1, 2]] * 5, text=text)
+    head, end, body = path.read_bytes().partition(b"end_header")
+    path.write_bytes(re.sub(rb"element %b \d+" % element.encode(), b"element %b %d" % (element.encode(), rows), head) + end + body)
+    tracemalloc.start()
+    try:
+        assert "cut short" in error_of(path)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
 
 
 def full_scene(n=50):
@@ -310,8 +446,10 @@ def test_real_scans(real_scans):
     assert len(lounge) == 99_183 and lounge.filled == ()
     floor = lounge.coord[:, 2].abs() < 0.02
     assert floor.sum() > 1000 and lounge.normal[floor, 2].median() > 0.95
-    ceiling = read_scene(real_scans / "scans" / "ceiling_470_map.ply")
-    assert ceiling.filled == ("normal",)
-    top = ceiling.coord[:, 2] > ceiling.coord[:, 2].quantile(0.95)
-    assert ceiling.normal[top, 2].median() < -0.9
-    assert read_scene(real_scans / "scans" / "wall_patch.ply").filled == ()
+    for name, count in (("map", 73_925), ("revisit", 86_135)):
+        ceiling = read_scene(real_scans / "scans" / f"ceiling_470_{name}.ply")
+        assert len(ceiling) == count and ceiling.filled == ("normal",)
+        top = ceiling.coord[:, 2] > ceiling.coord[:, 2].quantile(0.95)
+        assert ceiling.normal[top, 2].median() < -0.9
+    wall = read_scene(real_scans / "scans" / "wall_patch.ply")
+    assert len(wall) == 64_365 and wall.filled == ()

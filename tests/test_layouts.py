@@ -365,13 +365,13 @@ def test_own_scans(tmp_path, capsys):
     np.savez(raw / "b.npz", coord=GRID * 1000, label=np.arange(12))
     (raw / "notes.md").write_text("")
     words = ["prepare", "folder", "--raw", str(raw), "--out", str(out), "--workers", "0"]
-    assert main([*words, "--scale", "0.001"]) == 0
+    assert main([*words, "--unit", "mm"]) == 0
     said = capsys.readouterr()
     assert "2 scenes prepared" in said.out and "all scans go to train" in said.err
     scenes = create("dataset", "folder", root=str(out), label="segment_label").scenes("train")
     assert [s.name for s in scenes] == ["a", "b"] and scenes[0].coord.max() == 2
     assert scenes[1].labels["segment_label"].tolist() == list(range(12))
-    assert main(words) == 0 and "2 of them anew" in capsys.readouterr().out  # another scale
+    assert main(words) == 0 and "2 of them anew" in capsys.readouterr().out  # another unit
 
 
 def test_own_scans_with_splits(tmp_path):

@@ -16,10 +16,11 @@ from pcssl.data.settings import DataConfig
 from pcssl.data.transforms import AugmentConfig
 from pcssl.data.views import Points, voxel_view
 from pcssl.models import HUNet
-from pcssl.objectives.msm import MSM, MSMConfig, feature_std, level_means
+from pcssl.objectives.msm import MSM, MSMConfig, level_means
 from pcssl.objectives.teacher import Teacher
 from pcssl.ops import nearest
 from pcssl.sparse import Geometry, SparseTensor
+from pcssl.statistics import feature_std
 
 STILL = AugmentConfig(
     scale=(1.0, 1.0), rotate_z=0, tilt=0, flip=0, jitter=0, elastic_probability=0, color_jitter_probability=0,
@@ -200,29 +201,32 @@ def test_teacher_copies_do_not_follow_the_student():
     ],
     ids=["still", "rotation", "flip", "scale", "all"],
 )
-def test_matches_are_the_same_place_in_the_other_view(augment):
+@pytest.mark.parametrize("matching", ["nearest", "trilinear"])
+def test_matches_are_the_same_place_in_the_other_view(augment, matching):
     """Checked on the points themselves: voxels that match have points of the scene near each other."""
-    msm = objective(augment)
+    msm = objective(augment, matching=matching)
     batch = batch_of(msm, scenes=2)
     predictions, seen = msm.predict(batch)
     whole = Geometry(batch.coords)
     own = level_means(predictions[0].geometry, batch.origin[batch.crop], len(predictions))
     other = level_means(whole, batch.origin, len(predictions))
-    target = SparseTensor(batch.features, whole)
+    geometry = whole
     for i, prediction in enumerate(predictions):
-        if i:
-            target = SparseTensor(torch.zeros(len(target.geometry.coarser()[0]), 1), target.geometry.coarser()[0])
+        geometry = geometry.coarser()[0] if i else geometry
+        # Features that say which place they belong to.
+        target = SparseTensor(torch.cat([other[i], geometry.batch[:, None].float()], 1), geometry)
         rows = torch.nonzero(~seen[i])[:, 0]
-        match = msm._match(prediction, rows, own[i], target, other[i])
-        found = match >= 0
-        assert found.float().mean() > 0.9
-        rows, match = rows[found], match[found]
-        assert (target.batch[match] == (prediction.batch[rows] ^ 1)).all()  # same scene, other view
-        distance = (own[i][rows] - other[i][match]).norm(dim=1)
+        found, wanted = msm._targets(prediction, rows, own[i], target, other[i])
+        assert found.float().mean() > 0.9 and len(wanted) == int(found.sum())
+        rows = rows[found]
+        torch.testing.assert_close(wanted[:, 3], (prediction.batch[rows] ^ 1).float())  # same scene, other view
+        distance = (own[i][rows] - wanted[:, :3]).norm(dim=1)
         assert float(distance.max()) <= 0.1 * prediction.stride + 1e-6
+        if matching == "trilinear":
+            continue
         # No teacher voxel of that view is nearer.
         for row, d in list(zip(rows.tolist(), distance.tolist()))[:50]:
-            candidates = other[i][target.batch == (int(prediction.batch[row]) ^ 1)]
+            candidates = other[i][geometry.batch == (int(prediction.batch[row]) ^ 1)]
             assert d <= float((candidates - own[i][row]).norm(dim=1).min()) + 1e-6
 
 
@@ -253,8 +257,9 @@ def test_loss_falls_when_the_student_agrees_with_the_teacher():
 
 
 @pytest.mark.parametrize(
-    "options", [{"tokens": "coarsest"}, {"predictor": False}, {"loss_levels": "finest"}, {"mask_level": 0}, {"normalize_targets": False}]
-)
+    "options", [{"tokens": "coarsest"}, {"predictor": False}, {"loss_levels": "finest"}, {"mask_level": 0}, {"normalize_targets": False},
+     {"matching": "trilinear"}, {"teacher_view": "crop"}, {"mask_ratio": 0.0}]
+)  # fmt: skip
 def test_alternatives_run_and_learn(options):
     msm = objective(**options)
     out = msm(batch_of(msm), 0)

@@ -440,3 +440,16 @@ def test_models_agree_with_the_reference():
             want = [level.features for level in model(SparseTensor.from_coords(features, coords))]
     for a, b in zip(got, want):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+# Displacement
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_displace(count, threads):
+    threads(2)
+    g = torch.Generator().manual_seed(count)
+    points, field, low = torch.rand(count, 3, generator=g) * 3 - 1, torch.randn(4, 2, 5, 3, generator=g), torch.rand(3)
+    got = native.displace(points, field, low, 0.3)
+    torch.testing.assert_close(got, ops.displace(points, field, low, 0.3), atol=1e-5, rtol=1e-5)
+    torch.library.opcheck(torch.ops.pcssl.displace, (points, field, low, 0.3))

@@ -14,6 +14,7 @@ from pcssl.ops import (
     KEY_RANGE,
     KernelMap,
     curve_codes,
+    displace,
     interpolate,
     kernel_offsets,
     lookup,
@@ -725,3 +726,26 @@ def test_segment_gradients(reduce):
 def test_segments_refuse_what_is_not_a_partition(offsets, reduce, message):
     with pytest.raises(ValueError, match=message):
         segment_reduce(torch.zeros(5, 2), torch.tensor(offsets, dtype=torch.int64), reduce)
+
+
+# Displacement
+
+
+def test_displace_reads_a_linear_field_exactly():
+    g = torch.Generator().manual_seed(0)
+    low, spacing, slope = torch.tensor([-1.0, 2.0, 0.5]), 0.25, torch.randn(3, 3, generator=g)
+    place = torch.stack(torch.meshgrid(*[torch.arange(n) for n in (5, 4, 3)], indexing="ij"), -1) * spacing
+    points = low + torch.rand(500, 3, generator=g) * torch.tensor([4, 3, 2]) * spacing
+    moved = displace(points, place @ slope, low, spacing)
+    torch.testing.assert_close(moved, points + (points - low) @ slope, atol=1e-5, rtol=1e-5)
+
+
+def test_displace_beyond_the_field_takes_its_border():
+    field = torch.arange(24.0).view(2, 2, 2, 3)
+    points = torch.tensor([[-9.0, -9.0, -9.0], [9.0, 9.0, 9.0]])
+    torch.testing.assert_close(displace(points, field, torch.zeros(3), 1.0) - points, field.view(-1, 3)[[0, -1]])
+
+
+def test_displace_needs_two_cells_an_axis():
+    with pytest.raises(ValueError, match="at least two"):
+        displace(torch.zeros(1, 3), torch.zeros(1, 2, 2, 3), torch.zeros(3), 1.0)

@@ -15,10 +15,11 @@ from test_msm import objective, room
 from pcssl.commands.train import TrainConfig
 from pcssl.config import from_dict, load_config
 from pcssl.errors import UserError
+from pcssl.objectives.msm import MSMBatch
 from pcssl.schedules import cosine, warmup_cosine
 from pcssl.training import load_checkpoint, pretrain, save_checkpoint
 from pcssl.training.bad_scenes import BadScenes
-from pcssl.training.batches import StepBatches, iterate, steps_per_epoch
+from pcssl.training.batches import BatchesByCount, BatchesByVoxels, StepBatches, count_voxels, iterate
 from pcssl.training.trainer import make_optimizer, pick_device
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,8 @@ def config(output, **sections):
         "checkpoint_every": 3,
     }
     for key, value in sections.items():
-        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+        merged = isinstance(value, dict) and value.get("name") in (None, content[key].get("name"))
+        content[key] = {**content[key], **value} if merged else value
     return from_dict(content, TrainConfig, "test")
 
 
@@ -156,6 +158,13 @@ def test_steps_without_a_finite_loss_are_skipped_and_then_stop_the_run(tmp_path,
     monkeypatch.setattr(MSM, "forward", lambda self, b, s: {"loss": good(self, b, s)["loss"] * torch.inf})
     with pytest.raises(UserError, match="20 steps in a row"):
         pretrain(config(tmp_path / "all", optimizer={"epochs": 30}), scenes)
+    kept = sorted((tmp_path / "all" / "bad_steps").glob("*.pt"))
+    assert len(kept) == 5
+    monkeypatch.setattr(MSM, "forward", good)
+    content = load_checkpoint(kept[0])
+    batch = MSMBatch(**content["batch"])
+    assert content["step"] == 0 and batch.num_voxels > 0 and torch.isfinite(objective()(batch, 0)["loss"])
+    assert len(list((tmp_path / "one" / "bad_steps").glob("step_1.pt"))) == 1
 
 
 def test_a_scene_that_cannot_be_used_is_named(tmp_path, scenes):
@@ -171,16 +180,47 @@ def test_one_scene_fills_a_batch(tmp_path, scenes):
 
 
 def test_an_epoch_takes_every_scene_once():
-    batches = StepBatches(list(range(10)), None, None, 3, seed=7)
-    assert steps_per_epoch(10, 3) == 3
+    batches = BatchesByCount(10, 3, epochs=2, seed=7)
+    assert batches.per_epoch == 3 and batches.total == 6
     epochs = [[i for s in range(e * 3, e * 3 + 3) for i in batches.indices(s)] for e in range(2)]
     assert all(len(set(e)) == 9 for e in epochs) and epochs[0] != epochs[1]
-    assert StepBatches([0, 1], None, None, 3, seed=7).indices(0).__len__() == 3
+    assert len(BatchesByCount(2, 3, epochs=1, seed=7).indices(0)) == 3
+
+
+def test_batches_by_voxels_fill_their_budget_with_every_scene_once():
+    voxels = [50, 900, 300, 1500, 20, 480, 520, 700, 10, 260]
+    batches = BatchesByVoxels(voxels, 1000, epochs=3, seed=7)
+    steps = [batches.indices(step) for step in range(batches.total)]
+    assert sorted(i for indices in steps for i in indices) == sorted([*range(10)] * 3)
+    for indices in steps:
+        assert len(indices) == 1 or sum(voxels[i] for i in indices) <= 1000
+    seen, epochs = [], []
+    for indices in steps:
+        seen += indices
+        if len(seen) == 10:
+            epochs.append(tuple(seen))
+            seen = []
+    assert not seen and len(set(epochs)) == 3
+    assert batches.per_epoch == batches.total / 3 < 10
+
+
+def test_training_by_voxel_budget(tmp_path, scenes):
+    path = pretrain(config(tmp_path, data={"max_voxels": 1200}, optimizer={"epochs": 2}), scenes)
+    voxels = count_voxels(scenes, 0.2)
+    assert load_checkpoint(path)["step"] == BatchesByVoxels(voxels, 1200, 2, 0).total
+
+
+@pytest.mark.parametrize("data", [{"crop": 2.0}, {"crop": [2.0, 1.5, 3.0]}, {"mix": 1.0}])
+def test_training_on_parts_and_mixtures(tmp_path, scenes, data):
+    changed = pretrain(config(tmp_path / "a", data=data, optimizer={"epochs": 1}), scenes)
+    plain = pretrain(config(tmp_path / "b", optimizer={"epochs": 1}), scenes)
+    assert not same(weights(changed), weights(plain))
 
 
 def test_batches_start_anywhere(scenes):
     msm = objective()
-    batches = StepBatches(scenes, msm.sampler(), msm.collate, 2, seed=0)
+    plan = BatchesByCount(len(scenes), 2, epochs=3, seed=0)
+    batches = StepBatches(scenes, msm.sampler(), msm.collate, plan.indices, seed=0)
     late = dict(iterate(batches, range(3, 5), 0, False, BadScenes(5, 0)))
     full = dict(iterate(batches, range(5), 1, False, BadScenes(5, 0)))
     assert list(late) == [3, 4] and torch.equal(late[4].features, full[4].features)

@@ -433,3 +433,17 @@ def test_rows_of_points_stay_together():
     part = points[rows]
     for field in fields(Points):
         assert torch.equal(getattr(part, field.name), getattr(points, field.name)[rows])
+
+
+# Views without an input
+
+
+@pytest.mark.parametrize("name,value", [("drop_color", 127.5), ("drop_normal", 0.0)])
+def test_dropped_inputs_become_features_of_zero(name, value):
+    config = AugmentConfig(**{name: 1.0})
+    after = augment(cloud(200), config, rng())
+    assert torch.equal(getattr(after, name[5:]), torch.full((200, 3), value))
+    features = voxel_view(after, 0.1).features
+    dropped = features[:, :3] if name == "drop_color" else features[:, 3:]
+    kept = features[:, 3:] if name == "drop_color" else features[:, :3]
+    assert (dropped == 0).all() and (kept != 0).any()

@@ -20,7 +20,7 @@ Step = Callable[[], object]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operator", choices=["conv", "map"], help="3x3x3 submanifold convolution, or its neighbour table")
-    parser.add_argument("--peers", action="store_true", help="also time the reference engine, and spconv if it is there")
+    parser.add_argument("--peers", action="store_true", help="also time the other engines that are there")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256], metavar="C")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="T")
     parser.add_argument("--voxel-size", type=float, nargs="+", default=[0.02, 0.04], metavar="METRES")
@@ -32,14 +32,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     before = torch.get_num_threads()
     try:
-        for voxel_size in args.voxel_size:
-            geometry = _room(args.room, voxel_size)
-            for threads in args.threads:
-                torch.set_num_threads(threads)
-                if args.operator == "conv":
-                    _time_conv(args, geometry, voxel_size, threads)
-                else:
-                    _time_map(args, geometry, voxel_size, threads)
+        with use_engine(args.engine):
+            for voxel_size in args.voxel_size:
+                geometry = _room(args.room, voxel_size)
+                for threads in args.threads:
+                    torch.set_num_threads(threads)
+                    if args.operator == "conv":
+                        _time_conv(args, geometry, voxel_size, threads)
+                    else:
+                        _time_map(args, geometry, voxel_size, threads)
     finally:
         torch.set_num_threads(before)
     return 0
@@ -71,11 +72,12 @@ def _peers(args: argparse.Namespace) -> list[str]:
 
 
 def _time_map(args: argparse.Namespace, geometry: Geometry, voxel_size: float, threads: int) -> None:
-    steps = {}
+    tables = {}
     for name in _peers(args):
         with use_engine(name) as engine:
-            steps[name] = _map_step(engine.neighbor_table, geometry)
-    found = medians(steps, args.repeats)
+            if engine.neighbor_table not in tables.values():  # spconv's is the reference's
+                tables[name] = engine.neighbor_table
+    found = medians({name: _map_step(table, geometry) for name, table in tables.items()}, args.repeats)
     print(f"\n3x3x3 neighbour table, {len(geometry)} voxels of {100 * voxel_size:g} cm, {threads} thread(s)")
     for name, ms in found.items():
         print(f"  {name:12}{ms:10.2f} ms")
@@ -93,14 +95,13 @@ def _time_conv(args: argparse.Namespace, geometry: Geometry, voxel_size: float, 
         f"{pairs / len(geometry):.1f} pairs a voxel, {threads} thread(s); median ms, in brackets the speed\n"
         f"relative to sgemm of the same FLOPs (forward + backward: three of them)"
     )
-    names = [*_peers(args), *(["spconv"] if args.peers and _spconv() else [])]
+    names = _peers(args)
     print(f"{'':8}{'pass':18}{'sgemm':>9}" + "".join(f"{name:>20}" for name in names))
     for channels in args.channels:
         for backward in (False, True):
             steps = {"sgemm": _matrix_product(pairs // 27, channels, 3 if backward else 1)}
             for name in names:
-                make = _spconv_step if name == "spconv" else _conv_step
-                steps[name] = make(name, geometry, kernel_map, channels, backward)
+                steps[name] = _conv_step(name, geometry, kernel_map, channels, backward)
             found = medians(steps, args.repeats)
             row = "".join(f"{found[n]:>12.1f} ({100 * found['sgemm'] / found[n]:4.0f}%)" for n in names)
             print(f"C={channels:<6}{'forward+backward' if backward else 'forward':18}{found['sgemm']:>9.1f}{row}", flush=True)
@@ -123,36 +124,5 @@ def _conv_step(name: str, geometry: Geometry, kernel_map: KernelMap, channels: i
         out = conv(features, weight.permute(1, 2, 0), kernel_map)
         if backward:
             torch.autograd.grad(out, (features, weight), grad)
-
-    return step
-
-
-def _spconv() -> bool:
-    try:
-        import spconv.pytorch  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def _spconv_step(name: str, geometry: Geometry, kernel_map: KernelMap, channels: int, backward: bool) -> Step:
-    import spconv.pytorch as spconv
-
-    # The only algorithm of spconv that runs on the CPU; it has no bias there.
-    algorithm = spconv.ConvAlgo.Native
-    layer = spconv.SubMConv3d(channels, channels, 3, bias=False, indice_key="map", algo=algorithm)
-    coords = geometry.coords.clone()
-    coords[:, 1:] -= coords[:, 1:].amin(0)
-    shape, scenes = (coords[:, 1:].amax(0) + 1).tolist(), int(coords[:, 0].max()) + 1
-    features = torch.randn(len(geometry), channels, requires_grad=backward)
-    grad = torch.randn(len(geometry), channels)
-    maps = layer(spconv.SparseConvTensor(features.detach(), coords, shape, scenes)).indice_dict
-
-    def step() -> None:
-        x = spconv.SparseConvTensor(features, coords, shape, scenes, indice_dict=maps)
-        with torch.set_grad_enabled(backward):
-            out = layer(x).features
-        if backward:
-            torch.autograd.grad(out, (features, layer.weight), grad)
 
     return step

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pcssl.commands.extract import add_reading_options, reading_options
 from pcssl.data.layouts.arkitscenes import find_arkitscenes
 from pcssl.data.layouts.folder import find_folder
 from pcssl.data.layouts.matterport3d import find_matterport3d
@@ -79,7 +80,7 @@ Only *_3dod_mesh.ply and *_3dod_annotation.json are read; the frames beside them
 
 _FOLDER = """\
 Prepare your own scans: files of any format that pcssl reads, in RAW, or in RAW/train, RAW/val and RAW/test.
-z must point up; --scale says how many metres the unit of the files is.
+Metres and z up are assumed; --unit and --up say otherwise.
 """
 
 _ROOMS = """\
@@ -140,8 +141,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--categories", type=Path, metavar="FILE", help="category_mapping.tsv (default: in RAW or RAW/metadata)"
     )
     add_layout("arkitscenes", "ARKitScenes", _ARKITSCENES, lambda a: find_arkitscenes(a.raw))
-    own = add_layout("folder", "your own scans, of any format", _FOLDER, lambda a: find_folder(a.raw, scale=a.scale))
-    own.add_argument("--scale", type=float, default=1.0, help="metres per unit of the files, e.g. 0.001 (default: 1)")
+    own = add_layout("folder", "your own scans, of any format", _FOLDER, lambda a: find_folder(a.raw, **reading_options(a)))
+    add_reading_options(own)
 
     rooms = add("rooms", "generated rooms", _ROOMS)
     rooms.add_argument("--scenes", type=int, default=60, help="number of rooms (default: 60)")

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import platform
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,16 +19,22 @@ import torch
 from pcssl.config import Component, load_config
 from pcssl.data.datasets import SceneSource
 from pcssl.evaluation import PretrainedModel, ProbeConfig, load_model, probe
+from pcssl.evaluation.ceilings import budget
+from pcssl.evaluation.report import instance_table, markdown, ratios, table
+from pcssl.sparse import current_engine, use_engine
 from pcssl.training.trainer import pick_device
-from pcssl.visualization import PCAColors, contact_sheet, label_colors, render_points, save_png
+from pcssl.version import commit, pcssl_version
+from pcssl.visualization import PCAColors, bar_chart, contact_sheet, label_colors, render_points, save_png
 
 _DESCRIPTION = """\
-Measure how good the features of a checkpoint are, with labels that training has not seen: a linear
-layer and cosine nearest neighbours on frozen features, beside random weights and input features.
+Measure how good the features of a checkpoint are, with labels that training has not seen: heads on
+frozen features, beside random weights and input features, under one declared protocol.
 
   python tools/probe.py --checkpoint runs/msm_rooms/checkpoint.pt --data configs/data/rooms.yaml
+  python tools/probe.py --checkpoint X --data Y --heads linear,nn,few,clusters --levels
 
-Writes results.json and pictures of features as colours to --out.
+Writes results.json, report.md and pictures to --out. Features are kept in --cache, so that another
+head on the same checkpoint does not run the network again.
 """
 
 
@@ -46,45 +54,67 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override those of --data")
     parser.add_argument("--checkpoint", required=True, help="of `pcssl train`, or released MSM weights")
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset and protocol, for example configs/data/rooms.yaml")
+    parser.add_argument("--heads", metavar="A,B", help="linear, nn, few, clusters, instances, supervised, finetune (default: those of --data)")
+    parser.add_argument("--levels", action="store_true", help="also every level alone, and all without it")
     parser.add_argument("--out", type=Path, help="folder for the results (default: the checkpoint's)")
+    parser.add_argument("--cache", type=Path, help="folder for features (default: features/ in --out)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--engine", default="auto", help="auto, native, reference or spconv")
     parser.add_argument("--pictures", type=int, default=3, metavar="N", help="val scenes to draw (default 3)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, probe, write."""
-    job = load_config(args.data, ProbeJob, args.overrides)
+    heads = [f"probe.heads=[{args.heads}]"] if args.heads else []
+    levels = ["probe.levels=true"] if args.levels else []
+    job = load_config(args.data, ProbeJob, [*args.overrides, *heads, *levels])
     # The checkpoint is opened first: a wrong path should not cost the making of a dataset.
     load_model(args.checkpoint)
     out = args.out or Path(args.checkpoint).parent
-    probe_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device, args.pictures)
+    with use_engine(args.engine):
+        probe_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device, args.pictures, args.cache)
     return 0
 
 
 def probe_and_report(
-    checkpoint: str | Path, data: SceneSource, config: ProbeConfig, out: Path, device: str, pictures: int
+    checkpoint: str | Path,
+    data: SceneSource,
+    config: ProbeConfig,
+    out: Path,
+    device: str,
+    pictures: int,
+    cache: Path | None = None,
 ) -> None:
-    """Probe a checkpoint on a dataset, write results.json and pictures to `out`, print the table."""
+    """Probe a checkpoint on a dataset, write results.json, report.md and pictures to `out`, print the table."""
     begin = time.monotonic()
     model = load_model(checkpoint, pick_device(device))
-    found = probe(model, data, config)
+    trained_with_labels = sorted({"supervised", "finetune"} & set(config.heads))
+    warnings = leakage(model.card, data.scenes(config.val_split), config.val_split)
+    for warning in warnings:
+        print(f"probe: warning: {warning}", file=sys.stderr)
+    found = probe(model, data, config, cache=cache or out / "features", checkpoint=checkpoint)
     found |= {
-        "checkpoint": {"path": str(checkpoint), **model.card},
-        "machine": {"platform": platform.platform(), "torch": str(torch.__version__), "threads": torch.get_num_threads()},
-        "seconds": round(time.monotonic() - begin, 1),
+        "warnings": warnings,
+        "checkpoint": {"path": str(checkpoint), **{k: v for k, v in model.card.items() if k != "scene_names"}},
+        **({"labelled_training": budget(checkpoint)} if trained_with_labels else {}),
+        "machine": describe_machine() | {"seconds": round(time.monotonic() - begin, 1)},
     }
     if data.groups:
         found["groups"] = group_scores(found["results"], data.groups)
     if data.limit:
         found["limit"] = str(data.limit)
-    _write_json(out / "results.json", found)
+    write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "report.md", markdown(found))
     print(table(found["results"]))
     for group, scores in found.get("groups", {}).items():
         print(f"{group:16}" + "".join(f"  {source} {100 * next(iter(miou.values())):.1f}" for source, miou in scores.items()))
-    print(f"\nresults      {out / 'results.json'}")
-    if pictures:
-        for path in draw(model, data, config.val_split, pictures, out / "pictures"):
-            print(f"picture      {path}")
+    if "instances" in found:
+        print(instance_table(found["instances"]))
+    for name, value in ratios(found["results"]).items():
+        print(f"{name}: {value:.2f}")
+    print(f"\nresults      {out / 'results.json'}\nreport       {out / 'report.md'}")
+    for path in draw(model, data, config, found, pictures, out / "pictures") if pictures else []:
+        print(f"picture      {path}")
 
 
 def group_scores(results: dict[str, Any], groups: dict[str, tuple[int, ...]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -103,20 +133,40 @@ def group_scores(results: dict[str, Any], groups: dict[str, tuple[int, ...]]) ->
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """mIoU in percent, a row a source, mean and standard deviation over seeds."""
-    heads = list(next(iter(results.values())))
-    lines = [f"{'mIoU, %':16}" + "".join(f"{head:>16}" for head in heads)]
-    for source, scores in results.items():
-        cells = (f"{100 * scores[h]['miou']['mean']:.1f} +- {100 * scores[h]['miou']['std']:.1f}" for h in heads)
-        lines.append(f"{source:16}" + "".join(f"{cell:>16}" for cell in cells))
-    return "\n".join(lines)
+def leakage(card: dict[str, Any], scored: Sequence[Any], split: str) -> list[str]:
+    """Warnings when the checkpoint has seen scenes that it is now scored on, or does not say what it has seen."""
+    seen = card.get("scene_names")
+    if seen is None:
+        return ["the checkpoint does not name the scenes it was trained on, so leakage cannot be ruled out"]
+    names = getattr(scored, "names", None) or [scene.name for scene in scored]
+    both = sorted(set(seen) & set(names))
+    if not both:
+        return []
+    return [
+        f"the checkpoint was trained on {len(both)} of the {len(names)} scenes of {split!r} that it is scored on "
+        f"({', '.join(both[:3])}{', ...' if len(both) > 3 else ''}): the scores are not of unseen scenes"
+    ]
 
 
-def draw(model: PretrainedModel, data: SceneSource, split: str, count: int, folder: Path) -> list[Path]:
-    """One picture of the first scenes of a split: colours, labels, and features of the model and of random weights
-    as colours that mean the same in every scene."""
-    scenes = data.scenes(split)
+def describe_machine() -> dict[str, Any]:
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "pcssl": pcssl_version(),
+        "commit": commit(),
+        "torch": str(torch.__version__),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "engine": current_engine().name,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def draw(
+    model: PretrainedModel, data: SceneSource, config: ProbeConfig, found: dict[str, Any], count: int, folder: Path
+) -> list[Path]:
+    """The first scored scenes: colours, labels, and features of the model and of random weights as colours that
+    mean the same in every scene; and the linear probe's classes as bars."""
+    scenes = data.scenes(config.val_split)
     shown = [scenes[i] for i in range(min(count, len(scenes)))]
     labels = [label_colors(s.labels[data.label], data.colors) for s in shown]
     columns = {"input": [s.color for s in shown], "labels": labels}
@@ -129,16 +179,31 @@ def draw(model: PretrainedModel, data: SceneSource, split: str, count: int, fold
         for i, scene in enumerate(shown)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "features.png"
-    save_png(path, contact_sheet(rows, [s.name for s in shown], list(columns)))
-    return [path]
+    paths = [folder / "features.png"]
+    save_png(paths[0], contact_sheet(rows, [s.name for s in shown], list(columns)))
+    bars = {
+        source: [None if v is None else 100 * v for v in scores["linear"]["iou"]]
+        for source, scores in found["results"].items()
+        if "linear" in scores
+    }
+    if bars:
+        paths.append(folder / "classes.png")
+        save_png(paths[-1], bar_chart(found["data"]["classes"], bars, "IoU of the linear probe, %"))
+    levels = {h[7:]: 100 * s["miou"]["mean"] for h, s in found["results"]["trained"].items() if "level " in h}
+    if levels:
+        if "linear" in found["results"]["trained"]:
+            levels["all levels"] = 100 * found["results"]["trained"]["linear"]["miou"]["mean"]
+        paths.append(folder / "levels.png")
+        save_png(paths[-1], bar_chart(list(levels), {"linear mIoU": list(levels.values())}, "Levels alone and left out, %"))
+    return paths
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(text)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

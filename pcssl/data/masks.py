@@ -18,12 +18,13 @@ def block_mask(index: Tensor, batch: Tensor, cell: int, ratio: float, generator:
         raise ValueError(f"ratio must be within 0..1, got {ratio}")
     if ratio == 0 or index.shape[0] == 0:
         return torch.zeros(index.shape[0], dtype=torch.bool, device=index.device)
-    place = torch.cat([batch.long()[:, None], torch.div(index.long(), cell, rounding_mode="floor")], 1)
-    place -= place.amin(0)
+    # Axis by axis: reductions along memory are many times faster than across short rows.
+    place = torch.cat([batch.long()[None], torch.div(index.T.contiguous(), cell, rounding_mode="floor")])
+    place -= place.amin(1, keepdim=True)
     # One number a cell, the scene in the highest place: unique on rows is many times slower.
-    key, radix = place[:, 0], place.amax(0) + 1
-    for axis in range(1, place.shape[1]):
-        key = key * radix[axis] + place[:, axis]
+    key, radix = place[0], place.amax(1) + 1
+    for axis in range(1, len(place)):
+        key = key * radix[axis] + place[axis]
     cells, of_row = torch.unique(key, return_inverse=True)
     scene = torch.div(cells, radix[1:].prod(), rounding_mode="floor")
     counts = torch.unique_consecutive(scene, return_counts=True)[1]
@@ -50,6 +51,12 @@ def nearest_crop(coord: Tensor, count: int, generator: torch.Generator | None = 
 
 def crop_around(coord: Tensor, centre: Tensor, count: int) -> Tensor:
     """The `count` points nearest to `centre` (d,): (N,) bool."""
-    keep = torch.zeros(len(coord), dtype=torch.bool, device=coord.device)
-    keep[(coord - centre).square().sum(1).topk(min(count, len(coord)), largest=False).indices] = True
+    if count >= len(coord):
+        return torch.ones(len(coord), dtype=torch.bool, device=coord.device)
+    away = (coord - centre).square().sum(1)
+    # Finding one value and comparing is several times faster than naming the rows; ties go by row.
+    limit = away.kthvalue(count).values
+    keep = away < limit
+    ties = torch.nonzero(away == limit)[:, 0]
+    keep[ties[: count - int(keep.sum())]] = True
     return keep

@@ -19,7 +19,8 @@ class Scene:
     instance: (N,) int32, -1 where a point belongs to no instance, or None.
     name: for messages and file names.
     filled: fields that the source did not have and that a reader made up:
-        "color" (uniform grey), "normal" (estimated from the neighbourhood).
+        "color" (uniform grey, or the intensity as grey), "normal" (estimated from the neighbourhood).
+    origin: metres, what a reader subtracted from a scan far from zero: coord + origin is where it lies.
     """
 
     coord: Tensor
@@ -29,6 +30,7 @@ class Scene:
     instance: Tensor | None = None
     name: str = ""
     filled: tuple[str, ...] = ()
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __len__(self) -> int:
         return self.coord.shape[0]
@@ -47,6 +49,7 @@ class Scene:
             instance=take(self.instance),
             name=self.name,
             filled=self.filled,
+            origin=self.origin,
         )
 
     def check(self) -> Scene:

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pcssl.config import Range
 from pcssl.data.views import Points
+from pcssl.sparse import current_engine
 
 Probability = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0)]
@@ -27,6 +27,7 @@ class AugmentConfig:
     """scale: range of the factor. rotate_z, tilt: largest angle about z, and about x and y, in degrees.
     flip: probability, for x and y each. jitter, jitter_clip: metres. elastic: (granularity, magnitude)
     pairs in metres. color_*: strength; translation and noise as a part of 255.
+    drop_color, drop_normal: probability that a view has none, for models that must do without.
     """
 
     scale: tuple[float, float] = (0.9, 1.1)
@@ -47,6 +48,8 @@ class AugmentConfig:
     color_translation_probability: Probability = 0.95
     color_noise: Positive = 0.05
     color_noise_probability: Probability = 0.95
+    drop_color: Probability = 0.0
+    drop_normal: Probability = 0.0
 
 
 def augment(points: Points, config: AugmentConfig, rng: torch.Generator) -> Points:
@@ -68,7 +71,20 @@ def augment(points: Points, config: AugmentConfig, rng: torch.Generator) -> Poin
         color = (color + shift).clamp(0, 255)
     if chance(c.color_noise_probability, rng):
         color = (color + torch.randn(color.shape, generator=rng) * 255 * c.color_noise).clamp(0, 255)
-    return replace(points, color=color)
+    points = replace(points, color=color)
+    if chance(c.drop_color, rng):
+        points = drop_color(points)
+    return drop_normal(points) if chance(c.drop_normal, rng) else points
+
+
+def drop_color(points: Points) -> Points:
+    """The grey that becomes a feature of 0."""
+    return replace(points, color=torch.full_like(points.color, 127.5))
+
+
+def drop_normal(points: Points) -> Points:
+    """Zeros, which stay zeros as features."""
+    return replace(points, normal=torch.zeros_like(points.normal))
 
 
 def uniform(low: float, high: float, rng: torch.Generator) -> float:
@@ -81,15 +97,21 @@ def chance(probability: float, rng: torch.Generator) -> bool:
 
 def center(points: Points) -> Points:
     """Middle of the bounding box to x = y = 0, lowest point to z = 0."""
-    low, high = points.coord.amin(0), points.coord.amax(0)
+    low, high = bounds(points.coord)
     middle = (low + high) / 2
     return replace(points, coord=points.coord - torch.stack([middle[0], middle[1], low[2]]))
 
 
+def bounds(coord: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest of every axis: (N, 3) -> (3,), (3,)."""
+    axes = coord.T.contiguous()  # reducing along memory is many times faster than across rows of three
+    return axes.amin(1), axes.amax(1)
+
+
 def linear(points: Points, matrix: Tensor) -> Points:
-    """coord @ matrix.T; normals turn with the points (exact for rotation, flip and uniform scale)."""
-    turned = F.normalize(points.normal @ torch.linalg.inv(matrix), dim=1)
-    return replace(points, coord=points.coord @ matrix.T, normal=turned)
+    """coord @ matrix.T, for a matrix that turns, mirrors and scales alike in all directions; normals turn with it."""
+    scale = torch.linalg.det(matrix).abs() ** (1 / 3)
+    return replace(points, coord=points.coord @ matrix.T, normal=points.normal @ (matrix / scale).T)
 
 
 def random_scale(span: tuple[float, float], rng: torch.Generator) -> float:
@@ -125,26 +147,28 @@ def elastic(points: Points, granularity: float, magnitude: float, rng: torch.Gen
 
     Normals stay: the bend they would follow is below their own noise.
     """
-    low = points.coord.amin(0)
-    size = ((points.coord.amax(0) - low) / granularity).floor().long() + 3
+    low, high = bounds(points.coord)
+    size = ((high - low) / granularity).floor().long() + 3
     if int(size.prod()) > 20_000_000:
         raise ValueError(f"elastic distortion grid {size.tolist()} is too large: is the scene in metres?")
-    noise = torch.randn(3, *size.tolist(), generator=rng)
-    for _ in range(2):
-        for axis in range(3):
-            kernel = [1, 1, 1]
-            kernel[axis] = 3
-            padding = [k // 2 for k in kernel]
-            noise = F.avg_pool3d(noise[None], kernel, stride=1, padding=padding)[0]
-    place = (points.coord - low) / granularity / (size - 1) * 2 - 1
-    grid = place.flip(1)[None, :, None, None]
-    moved = F.grid_sample(noise[None], grid, align_corners=True)[0, :, :, 0, 0].T
-    return replace(points, coord=points.coord + moved * magnitude)
+    noise = torch.randn(*size.tolist(), 3, generator=rng)
+    for axis in (0, 1, 2) * 2:
+        noise = _smooth(noise, axis)
+    return replace(points, coord=current_engine().displace(points.coord, noise * magnitude, low, granularity))
+
+
+def _smooth(x: Tensor, axis: int) -> Tensor:
+    """Mean of every entry and the two beside it, with zeros beyond the ends."""
+    out = x.clone()
+    length = x.shape[axis] - 1
+    out.narrow(axis, 1, length).add_(x.narrow(axis, 0, length))
+    out.narrow(axis, 0, length).add_(x.narrow(axis, 1, length))
+    return out.div_(3)
 
 
 def auto_contrast(color: Tensor, blend: float) -> Tensor:
     """Stretch each channel to 0..255 and mix with the original; a channel of one value stays."""
-    low, high = color.amin(0), color.amax(0)
+    low, high = bounds(color)
     stretched = torch.where(high > low, (color - low) * (255 / (high - low).clamp(min=1e-6)), color)
     return ((1 - blend) * color + blend * stretched).clamp(0, 255)
 

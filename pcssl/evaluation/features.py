@@ -17,6 +17,37 @@ CHUNK = 65_536  # points read at once: bounds memory at wide features
 
 
 @dataclass(frozen=True)
+class SceneLevels:
+    """What a backbone made of one scene: features on the voxels of every level, finest first.
+
+    shift: (3,) metres, the place of voxel 0's corner. voxel_size: metres.
+    mode: how a level is read, see `pcssl.ops.interpolate`.
+    """
+
+    levels: list[SparseTensor]
+    shift: Tensor
+    voxel_size: float
+    mode: str = "exact"
+
+    def read(self, coord: Tensor, chosen: Sequence[int] | None = None) -> Tensor:
+        """(n, D) float32 features at places (n, 3) in metres: the chosen levels (None: all) side by side."""
+        device = self.levels[0].features.device
+        points = ((coord - self.shift) / self.voxel_size).to(device)
+        batch = torch.zeros(len(points), dtype=torch.int64, device=device)
+        chosen = range(len(self.levels)) if chosen is None else chosen
+        read = [
+            self.levels[i].geometry.interpolate(self.levels[i].features.float(), points, batch, self.mode) for i in chosen
+        ]
+        return torch.cat(read, 1).float()
+
+    def chunks(self, coord: Tensor, chosen: Sequence[int] | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, features of these rows) over all places, in order."""
+        for start in range(0, len(coord), CHUNK):
+            part = slice(start, min(start + CHUNK, len(coord)))
+            yield part, self.read(coord[part], chosen)
+
+
+@dataclass(frozen=True)
 class PointFeatures:
     """Multi-resolution features of a hierarchical backbone: all levels, read at the points, fine to coarse.
 
@@ -30,11 +61,8 @@ class PointFeatures:
     mode: str = "exact"
 
     @torch.no_grad()
-    def chunks(self, scene: Scene) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, features (n, D) float32 on the backbone's device) over all points, in order.
-
-        The backbone runs once, in eval mode. ValueError if the scene lacks colour or normals.
-        """
+    def encode(self, scene: Scene) -> SceneLevels:
+        """Run the backbone once, in eval mode. ValueError if the scene lacks colour or normals."""
         device = next(self.backbone.parameters()).device
         view = voxel_view(Points.from_scene(scene), self.voxel_size)
         coords = F.pad(view.index, (1, 0)).to(device)
@@ -42,27 +70,16 @@ class PointFeatures:
         self.backbone.eval()
         levels = self.backbone(SparseTensor.from_coords(view.features.to(device), coords))
         self.backbone.train(was_training)
-        chosen = range(len(levels)) if self.levels is None else self.levels
-        points = ((scene.coord - view.shift) / self.voxel_size).to(device)
-        for start in range(0, len(points), CHUNK):
-            part = points[start : start + CHUNK]
-            batch = torch.zeros(len(part), dtype=torch.int64, device=device)
-            read = [levels[i].geometry.interpolate(levels[i].features, part, batch, self.mode) for i in chosen]
-            yield slice(start, start + len(part)), torch.cat(read, 1).float()
+        return SceneLevels(levels, view.shift, self.voxel_size, self.mode)
+
+    @torch.no_grad()
+    def chunks(self, scene: Scene) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, features (n, D) float32 on the backbone's device) over all points, in order."""
+        yield from self.encode(scene).chunks(scene.coord, self.levels)
 
     def __call__(self, scene: Scene) -> Tensor:
         """(N, D) float32 features of all points, on the CPU."""
         return torch.cat([features.cpu() for _, features in self.chunks(scene)])
-
-
-@dataclass(frozen=True)
-class PointInputs:
-    """The sanity floor: what a point knows by itself."""
-
-    def chunks(self, scene: Scene) -> Iterator[tuple[slice, Tensor]]:
-        features = point_inputs(scene)
-        for start in range(0, len(features), CHUNK):
-            yield slice(start, min(start + CHUNK, len(features))), features[start : start + CHUNK]
 
 
 def point_inputs(scene: Scene) -> Tensor:
@@ -87,13 +104,7 @@ def sample_points(label: Tensor, count: int, rng: torch.Generator) -> Tensor:
     return known[order[first]].sort().values
 
 
-def collect(source: PointFeatures | PointInputs, scenes: Sequence[Scene], label: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Features (M, D) float32 and labels (M,) int64 of a class-aware sample of `count` points a scene."""
-    features, labels = [], []
-    for i, scene in enumerate(scenes):
-        rows = sample_points(scene.labels[label], count, torch.Generator().manual_seed(seed * 1_000_003 + i))
-        labels.append(scene.labels[label][rows].long())
-        for part, values in source.chunks(scene):
-            inside = rows[(rows >= part.start) & (rows < part.stop)] - part.start
-            features.append(values[inside.to(values.device)].cpu())
-    return torch.cat(features), torch.cat(labels)
+def even_points(label: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """Rows of `count` random labelled points, whatever their class: (<= count,) int64, in the order drawn."""
+    known = torch.nonzero(label >= 0)[:, 0]
+    return known[torch.randperm(len(known), generator=rng)[:count]]

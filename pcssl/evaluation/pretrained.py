@@ -15,7 +15,7 @@ from pcssl.errors import UserError
 from pcssl.evaluation.features import PointFeatures
 from pcssl.models.checkpoints import released_state
 from pcssl.tokens import Tokens
-from pcssl.training.checkpoint import FORMAT, load_state, read_torch_file
+from pcssl.training.checkpoint import FORMAT, backbone_state, load_state, read_torch_file
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Pretrain
     content = read_torch_file(path)
     if content.get("format") == FORMAT:
         model = _model_config(content["config"]["model"], str(path))
-        prefix = content["backbone_prefix"]
-        state = {k[len(prefix) :]: v for k, v in content["objective"].items() if k.startswith(prefix)}
+        state = backbone_state(content)
         card = {**content["card"], "step": content["step"], "total_steps": content["total_steps"]}
         voxel_size, mode = content["config"]["data"]["voxel_size"], "exact"
     elif (released := released_state(content)) is not None:

@@ -1,113 +1,116 @@
-"""The probe: trained features beside random weights and input features, on one dataset."""
+"""The protocol: trained features beside random weights, input features and supervision, on one dataset."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
 from pcssl.config import Range
 from pcssl.data.datasets import SceneSource
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
-from pcssl.evaluation.features import PointFeatures, PointInputs, collect
+from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures, Sample, data_key, file_key
+from pcssl.evaluation.ceilings import train_with_labels
+from pcssl.evaluation.clusters import KMeans, match_clusters
+from pcssl.evaluation.features import PointFeatures
+from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
 from pcssl.evaluation.metrics import Scores, confusion_matrix, scores
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.pretrained import PretrainedModel
 
 Count = Annotated[int, Range(1)]
+Part = Annotated[float, Range(0, 1, low_open=True)]
+Head = Literal["linear", "nn", "few", "clusters", "instances", "supervised", "finetune"]
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """train_split, val_split: scenes to fit and to score on.
-    train_points: class-aware sample a training scene, for both probes.
-    val_points: random points a val scene that the nearest neighbour is scored on, 0 = all; the
-        linear probe is always scored on all points.
+    """heads: linear and nn on all labels; few: both again on few labelled scenes and on few labelled points a
+        scene; clusters: k-means matched to the classes; instances: grouping by linear heads, see
+        `pcssl.evaluation.instances`; supervised and finetune: the same network trained with
+        the labels for as many steps as the checkpoint's own run, from scratch and from the checkpoint.
+    train_split, val_split: scenes to fit and to score on.
+    train_points: class-aware sample a training scene, fixed for all seeds and heads.
+    val_points: random points a val scene that the nearest neighbour is scored on, 0 = all; every
+        other head is always scored on all points.
     database: most points that the nearest neighbour searches.
-    seeds: for the samples and the linear layer; scores are mean and standard deviation over them.
+    few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels.
+    instance_radius: metres within which points of an instance touch.
+    levels: also each level alone and all without it, for the trained features (linear).
+    floors: also random weights and input features.
+    seeds: for the heads, their draws and the random weights; scores are mean and standard deviation over them.
     """
 
+    heads: tuple[Head, ...] = ("linear", "nn")
     train_split: str = "train"
     val_split: str = "val"
     train_points: Count = 2000
     val_points: Annotated[int, Range(0)] = 0
     database: Count = 100_000
     neighbors: tuple[Count, ...] = (1, 20)
+    few_scenes: tuple[Part, ...] = (0.01, 0.05, 0.1, 0.2)
+    few_points: tuple[Annotated[int, Range(1, 200)], ...] = (20, 50, 100, 200)
+    instance_radius: Annotated[float, Range(0, low_open=True)] = 0.04
+    levels: bool = False
+    floors: bool = True
     epochs: Count = 30
     seeds: Count = 3
 
 
-def probe(
-    model: PretrainedModel, data: SceneSource, config: ProbeConfig, *, floors: bool = True, report: Callable[[str], None] | None = None
-) -> dict[str, Any]:
-    """Linear probe and nearest neighbour of a model, of random weights and of input features.
+Report = Callable[[str], None]
 
-    Returns plain values: {"protocol": ..., "classes": [...], "results": {source: {head: {"miou":
-    {"mean", "std"}, ..., "iou": [per class]}}}}. Random weights are drawn anew for every seed.
+
+def probe(
+    model: PretrainedModel,
+    data: SceneSource,
+    config: ProbeConfig,
+    *,
+    cache: Path | None = None,
+    checkpoint: str | Path | None = None,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Every head on a model, on random weights and on input features.
+
+    cache: folder that keeps features, and runs with labels, for the next call; None: they go when this one ends.
+    checkpoint: the file of the model, which the heads that train with labels need.
+    Returns plain values: {"protocol": ..., "data": ..., "results": {source: {head: {"miou":
+    {"mean", "std", "runs"}, ..., "iou": [per class], "confusion": counts of the first seed}}}}.
     Raises UserError when the dataset has no labels, or the val split none.
     """
     if data.label is None:
         raise UserError(f"{data.root} names no label to score; set label and classes of the dataset")
     say = report or (lambda line: print(line, file=sys.stderr, flush=True))
     train, val = _labelled(data, config.train_split), _labelled(data, config.val_split)
-    sources: dict[str, Callable[[int], Any]] = {
-        "trained": lambda seed: PointFeatures(model.backbone, model.voxel_size, mode=model.mode)
-    }
-    if floors:
-        sources["random weights"] = lambda seed: PointFeatures(
-            model.with_random_weights(seed).backbone, model.voxel_size, mode=model.mode
-        )
-        sources["input features"] = lambda seed: PointInputs()
-    results: dict[str, Any] = {}
-    for name, make in sources.items():
-        per_seed = []
-        for seed in range(config.seeds):
-            begin = time.monotonic()
-            per_seed.append(_score(make(seed), train, val, data, config, seed, next(model.backbone.parameters()).device))
-            linear, nearest = per_seed[-1]["linear"], per_seed[-1][f"{config.neighbors[0]}-nn"]
-            say(
-                f"probe: {name}, seed {seed}: linear mIoU {100 * linear.miou:.1f}, nearest neighbour "
-                f"{100 * nearest.miou:.1f} ({time.monotonic() - begin:.0f} s)"
-            )
-        results[name] = {head: _summary([run[head] for run in per_seed]) for head in per_seed[0]}
-    return {"protocol": asdict(config), "label": data.label, "classes": list(data.classes), "results": results}
+    device = next(model.backbone.parameters()).device
+    with tempfile.TemporaryDirectory() as scratch:
+        run = _Run(cache or Path(scratch), train, val, data, config, device, say)
+        results = {"trained": run.score("trained", [_source(model)], levels=config.levels)}
+        if config.floors:
+            drawn = [_source(model.with_random_weights(seed)) for seed in range(config.seeds)]
+            results["random weights"] = run.score("random weights", drawn)
+            results["input features"] = run.score("input features", [InputFeatures()])
+        for kind in ("supervised", "finetune"):
+            if kind in config.heads:
+                results[kind] = run.with_labels(kind, checkpoint)
+    described = {
+        "root": str(data.root), "label": data.label, "classes": list(data.classes),
+        "train_scenes": len(train), "val_scenes": len(val), "fingerprint": run.train_key[:16] + run.val_key[:16],
+    }  # fmt: skip
+    found = {"protocol": asdict(config), "data": described, "results": results}
+    return {**found, "instances": run.instances} if run.instances else found
 
 
-def _score(source, train, val, data: SceneSource, config: ProbeConfig, seed: int, device) -> dict[str, Scores]:
-    classes = len(data.classes)
-    features, labels = collect(source, train, data.label, config.train_points, seed)
-    linear = LinearProbe.fit(features, labels, classes, epochs=config.epochs, seed=seed, device=device)
-    rng = torch.Generator().manual_seed(seed)
-    kept = torch.randperm(len(features), generator=rng)[: config.database]
-    nearest = NearestNeighborProbe.fit(features[kept], labels[kept], classes, device=device)
-    heads = ["linear", *(f"{k}-nn" for k in config.neighbors)]
-    confusion = {head: torch.zeros(classes, classes, dtype=torch.int64) for head in heads}
-    for scene in val:
-        label = scene.labels[data.label]
-        asked = _asked(label, config.val_points, rng)
-        for part, values in source.chunks(scene):
-            confusion["linear"] += confusion_matrix(linear(values), label[part], classes)
-            rows = torch.nonzero(asked[part])[:, 0]
-            for k, found in zip(config.neighbors, nearest(values[rows.to(values.device)], config.neighbors)):
-                confusion[f"{k}-nn"] += confusion_matrix(found, label[part][rows], classes)
-    return {head: scores(matrix) for head, matrix in confusion.items()}
-
-
-def _asked(label: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:
-    """(N,) bool: which points the nearest neighbour is scored on."""
-    known = label >= 0
-    if count == 0 or int(known.sum()) <= count:
-        return known
-    rows = torch.nonzero(known)[:, 0]
-    asked = torch.zeros_like(known)
-    asked[rows[torch.randperm(len(rows), generator=rng)[:count]]] = True
-    return asked
+def _source(model: PretrainedModel) -> BackboneFeatures:
+    return BackboneFeatures(PointFeatures(model.backbone, model.voxel_size, mode=model.mode))
 
 
 def _labelled(data: SceneSource, split: str) -> Sequence[Scene]:
@@ -117,11 +120,205 @@ def _labelled(data: SceneSource, split: str) -> Sequence[Scene]:
     return scenes
 
 
-def _summary(runs: list[Scores]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FittedHead:
+    """names: of what `predict` returns for (n, D) features, a list of (n,) predictions.
+    columns: features it takes, None = all. sampled: scored on `val_points` only.
+    """
+
+    names: tuple[str, ...]
+    predict: Callable[[Tensor], list[Tensor]]
+    columns: Tensor | None = None
+    sampled: bool = False
+
+
+class _Run:
+    """What all sources of one call share."""
+
+    def __init__(self, folder: Path, train, val, data: SceneSource, config: ProbeConfig, device, say: Report):
+        self.folder, self.train, self.val, self.data, self.config, self.device, self.say = (
+            folder, train, val, data, config, device, say,
+        )  # fmt: skip
+        self.classes = len(data.classes)
+        self.instances: dict[str, dict[str, Any]] = {}
+        if "instances" in config.heads and (train[0].instance is None or val[0].instance is None):
+            raise UserError(f"{data.root}: its scenes have no instances; leave `instances` out of the heads")
+        self.train_key, self.val_key = data_key(train, data.label), data_key(val, data.label)
+
+    def score(self, name: str, sources: list, levels: bool = False) -> dict[str, Any]:
+        """All heads and seeds on a source; several sources take the seeds in turn."""
+        begin = time.monotonic()
+        found: dict[str, list[Tensor]] = {}
+        precision: list[dict[str, Any]] = []
+        for i, source in enumerate(sources):
+            cache = FeatureCache(self.folder, source, self.train_key, self.val_key, self.config.train_points)
+            sample = cache.sample(self.train, self.data.label, _progress(f"{name}: features of training scenes"))
+            heads = [
+                head
+                for seed in range(i, self.config.seeds, len(sources))
+                for head in fit_heads(sample, self.classes, self.config, seed, self.device, source.channels if levels else ())
+            ]
+            for head, matrix in self._confusions(cache, heads, name):
+                found.setdefault(head, []).append(matrix)
+            if "instances" in self.config.heads:
+                seeds = range(i, self.config.seeds, len(sources))
+                precision += [self._precision(cache, sample, seed, name) for seed in seeds]
+        if precision:
+            self.instances[name] = _instance_summary(precision)
+        summary = {head: _summary([scores(m) for m in matrices], matrices[0]) for head, matrices in found.items()}
+        line = ", ".join(f"{head} {100 * s['miou']['mean']:.1f}" for head, s in summary.items() if "/" not in head)
+        self.say(f"probe: {name}: mIoU {line} ({time.monotonic() - begin:.0f} s)")
+        return summary
+
+    def _precision(self, cache: FeatureCache, sample: Sample, seed: int, name: str) -> dict[str, Any]:
+        """Average precision of one seed's heads over all val scenes."""
+        heads = InstanceProbe.fit(
+            sample.features, sample.labels, sample.offset, list(self.data.classes), rows=sample.rows(),
+            radius=self.config.instance_radius, epochs=self.config.epochs, seed=seed, device=self.device,
+        )  # fmt: skip
+        precision = AveragePrecision(list(self.data.classes))
+        progress = _progress(f"{name}: grouping")
+        for number in range(len(self.val)):
+            scene = self.val[number]
+            parts = [heads.points(values) for _, values in cache.chunks(scene, number)]
+            probability, offset = (torch.cat(x) for x in zip(*parts))
+            found = heads.group(scene.coord.to(probability.device), probability, offset)
+            precision.add(found, scene.labels[self.data.label], scene.instance)
+            progress(number + 1, len(self.val))
+        return precision.scores()
+
+    def with_labels(self, kind: str, checkpoint: str | Path | None) -> dict[str, Any]:
+        """The head of a network that was trained with the labels, a run a seed."""
+        if checkpoint is None:
+            raise UserError(f"{kind} needs the checkpoint whose network and budget it takes")
+        begin, found = time.monotonic(), []
+        for seed in range(self.config.seeds):
+            where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key[:12]}-{seed}"
+            trained = train_with_labels(checkpoint, kind, self.train, self.data.label, self.classes, where, seed, self.device)
+            cache = FeatureCache(self.folder, _source(trained.model), self.train_key, self.val_key, self.config.train_points)
+            head = FittedHead((kind,), lambda x, trained=trained: [trained.predict(x)])
+            found += [matrix for _, matrix in self._confusions(cache, [head], kind)]
+        self.say(f"probe: {kind}: mIoU {100 * scores(found[0]).miou:.1f} ({time.monotonic() - begin:.0f} s)")
+        return {kind: _summary([scores(m) for m in found], found[0])}
+
+    def _confusions(self, cache: FeatureCache, heads: list[FittedHead], name: str) -> Iterator[tuple[str, Tensor]]:
+        """Per head and prediction its confusion matrix over all val scenes, which are read once."""
+        counts = [[torch.zeros(self.classes, self.classes, dtype=torch.int64) for _ in head.names] for head in heads]
+        progress = _progress(f"{name}: scoring")
+        for number in range(len(self.val)):
+            scene = self.val[number]
+            label = scene.labels[self.data.label]
+            asked = asked_points(label, self.config.val_points, number)
+            for part, values in cache.chunks(scene, number):
+                values = values.to(self.device)
+                rows = torch.nonzero(asked[part])[:, 0]
+                for head, matrices in zip(heads, counts):
+                    mine, known = (values[rows.to(self.device)], label[part][rows]) if head.sampled else (values, label[part])
+                    mine = mine if head.columns is None else mine[:, head.columns]
+                    for matrix, predicted in zip(matrices, head.predict(mine)):
+                        matrix += confusion_matrix(predicted, known, self.classes)
+            progress(number + 1, len(self.val))
+        for head, matrices in zip(heads, counts):
+            for title, matrix in zip(head.names, matrices):
+                yield title, _matched(matrix) if title == "clusters" else matrix
+
+
+def _instance_summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {"classes": runs[0]["classes"]}
+    for key in ("ap", "ap50", "ap25"):
+        values = torch.tensor([run[key] for run in runs], dtype=torch.float64)
+        out[key] = {"mean": float(values.mean()), "std": float(values.std(correction=0)), "runs": values.tolist()}
+    return out
+
+
+def _matched(counts: Tensor) -> Tensor:
+    match = match_clusters(counts)
+    return torch.zeros_like(counts).index_add_(1, match, counts)
+
+
+def fit_heads(
+    sample: Sample, classes: int, config: ProbeConfig, seed: int, device: torch.device | str, channels: Sequence[int] = ()
+) -> list[FittedHead]:
+    """The heads of a config for one seed. channels: of the levels, for the study of each alone and without."""
+    aware = sample.rows()
+    heads: list[FittedHead] = []
+
+    def linear(name: str, rows: Tensor, columns: Tensor | None = None) -> None:
+        fitted = LinearProbe.fit(
+            sample.features, sample.labels, classes, rows=rows, columns=columns, epochs=config.epochs, seed=seed, device=device
+        )
+        heads.append(FittedHead((name,), lambda x: [fitted(x)], columns))
+
+    def nearest(suffix: str, rows: Tensor, ks: tuple[int, ...]) -> None:
+        rng = torch.Generator().manual_seed(seed)
+        kept = rows[torch.randperm(len(rows), generator=rng)[: config.database]]
+        fitted = NearestNeighborProbe.fit(sample.features[kept].float(), sample.labels[kept], classes, device=device)
+        heads.append(FittedHead(tuple(f"{k}-nn{suffix}" for k in ks), lambda x: fitted(x, ks), sampled=True))
+
+    if "linear" in config.heads:
+        linear("linear", aware)
+    if "nn" in config.heads:
+        nearest("", aware, config.neighbors)
+    if "few" in config.heads:
+        for suffix, rows in few_labels(sample, config, seed):
+            linear(f"linear/{suffix}", rows)
+            nearest(f"/{suffix}", rows, config.neighbors[:1])
+    if "clusters" in config.heads:
+        rng = torch.Generator().manual_seed(seed)
+        kept = aware[torch.randperm(len(aware), generator=rng)[:50_000]]
+        clusters = KMeans.fit(sample.features[kept], classes, seed=seed, device=device)
+        heads.append(FittedHead(("clusters",), lambda x: [clusters(x)]))
+    ends = [sum(channels[: i + 1]) for i in range(len(channels))]
+    for i, end in enumerate(ends):
+        every, own = torch.arange(ends[-1]), torch.arange(end - channels[i], end)
+        linear(f"linear/level {i} alone", aware, own)
+        linear(f"linear/without level {i}", aware, every[~torch.isin(every, own)])
+    return heads
+
+
+def few_labels(sample: Sample, config: ProbeConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Rows that keep their labels: of some scenes, or a few of every scene; drawn anew for each seed."""
+    scenes = sample.scene.unique()
+    order = scenes[torch.randperm(len(scenes), generator=torch.Generator().manual_seed(seed))]
+    aware = sample.rows()
+    for part in config.few_scenes:
+        kept = order[: max(1, round(part * len(scenes)))]
+        yield f"{100 * part:g} % of scenes", aware[torch.isin(sample.scene[aware], kept)]
+    for count in config.few_points:
+        first = seed * count % max(1, 200 - count + 1)
+        yield f"{count} points a scene", torch.nonzero((sample.even >= first) & (sample.even < first + count))[:, 0]
+
+
+def asked_points(label: Tensor, count: int, number: int) -> Tensor:
+    """(N,) bool: the points of scene `number` that the nearest neighbour is scored on, the same for all sources."""
+    known = label >= 0
+    if count == 0 or int(known.sum()) <= count:
+        return known
+    rows = torch.nonzero(known)[:, 0]
+    asked = torch.zeros_like(known)
+    asked[rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(number))[:count]]] = True
+    return asked
+
+
+def _summary(runs: list[Scores], confusion: Tensor) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key in ("miou", "macc", "oacc"):
         values = torch.tensor([getattr(run, key) for run in runs], dtype=torch.float64)
         out[key] = {"mean": float(values.mean()), "std": float(values.std(correction=0)), "runs": values.tolist()}
     iou = torch.tensor([run.iou for run in runs], dtype=torch.float64).nanmean(0)
     out["iou"] = [None if torch.isnan(v) else float(v) for v in iou]
+    out["confusion"] = confusion.tolist()
     return out
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """A line that overwrites itself in a terminal, with what is left; nothing elsewhere."""
+    begin = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            left = (time.monotonic() - begin) / done * (total - done)
+            end = "\r\x1b[K" if done == total else ""
+            print(f"\r\x1b[Kprobe: {what} {done}/{total}, {left:.0f} s left{end}", end="", file=sys.stderr, flush=True)
+
+    return show

@@ -20,6 +20,9 @@ class Objective(nn.Module, ABC):
     `DataConfig` (voxel size, augmentation) and the number of steps of the whole run.
     """
 
+    watched: bool = False
+    """Set by the trainer on the steps whose numbers it logs: `forward` may add health metrics then."""
+
     @abstractmethod
     def sampler(self) -> Callable[[Scene, torch.Generator], Any]:
         """A picklable function that makes a training sample from a scene, on the CPU.
@@ -39,6 +42,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def backbone(self) -> nn.Module:
         """The network that evaluation should use: a submodule of this one."""
+
+    def lr_factor(self, name: str) -> float:
+        """What the learning rate of the parameter called `name` is multiplied with."""
+        return 1.0
 
     def after_step(self, step: int) -> dict[str, float]:
         """Called after the optimizer's step number `step` (from 0); returns numbers to log."""

@@ -28,15 +28,16 @@ from pcssl.data.transforms import augment
 from pcssl.data.views import Points, VoxelView, voxel_view
 from pcssl.objectives.base import Objective
 from pcssl.objectives.teacher import Teacher
-from pcssl.ops import nearest
 from pcssl.registry import register
 from pcssl.schedules import cosine
-from pcssl.sparse import Geometry, SparseTensor
+from pcssl.sparse import Geometry, SparseTensor, current_engine
+from pcssl.statistics import effective_rank, feature_std, linear_r2
 
 
 @dataclass(frozen=True)
 class MSMConfig:
     """mask_ratio: part of the occupied mask cells that is hidden (paper: 0.4; counted in cells: ours).
+        At 0 nothing is hidden, and the loss is taken at all voxels of the crop (for ablation).
     mask_level: level whose voxels are the mask cells, None = the coarsest (ours, the only reading
         that hides a region at every level; 0 draws masks at the finest level, "top-down").
     crop: range of the student's part of a view's voxels, around a random centre (ours).
@@ -45,6 +46,9 @@ class MSMConfig:
     momentum: of the teacher at the first and the last step, cosine between (paper; cosine: ours).
     loss, normalize_targets: regression on teacher features, layer-normed over channels (ours).
     tokens: a learnt token at hidden voxels of all levels, or of the coarsest only (ours: all).
+    matching: what the target at a place is (ours): the nearest teacher voxel within a voxel edge, or the mean of
+        those around it with trilinear weights.
+    teacher_view: the teacher sees whole views (paper), or only what the student's crop of that view has.
     predictor: a student-only MLP per level before the loss (paper; its shape: ours).
     loss_levels: all levels, or only the finest (for ablation).
     evaluate: the network that probes and exports use.
@@ -58,6 +62,8 @@ class MSMConfig:
     loss: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
     normalize_targets: bool = True
     tokens: Literal["all", "coarsest"] = "all"
+    matching: Literal["nearest", "trilinear"] = "nearest"
+    teacher_view: Literal["whole", "crop"] = "whole"
     predictor: bool = True
     loss_levels: Literal["all", "finest"] = "all"
     evaluate: Literal["student", "teacher"] = "student"
@@ -202,11 +208,13 @@ class MSM(Objective):
         return {"momentum": momentum}
 
     def forward(self, batch: MSMBatch, step: int) -> dict[str, Tensor]:
-        whole = Geometry(batch.coords)
-        targets = self.teacher(SparseTensor(batch.features, whole))
+        shown = slice(None) if self.config.teacher_view == "whole" else batch.crop
+        whole = Geometry(batch.coords[shown])
+        targets = self.teacher(SparseTensor(batch.features[shown], whole))
         predictions, seen = self.predict(batch)
         crop_origin = level_means(predictions[0].geometry, batch.origin[batch.crop], len(predictions))
-        whole_origin = level_means(whole, batch.origin, len(targets))
+        whole_origin = level_means(whole, batch.origin[shown], len(targets))
+        whole_normal = level_means(whole, batch.features[shown, 3:6], len(targets)) if self.watched else None
 
         out: dict[str, Tensor] = {}
         losses = []
@@ -215,14 +223,18 @@ class MSM(Objective):
             out[f"std_student/level{i}"] = feature_std(prediction.features.detach())
             if self.config.loss_levels == "finest" and i > 0:
                 continue
-            rows = torch.nonzero(~seen[i])[:, 0]
-            match = self._match(prediction, rows, crop_origin[i], target, whole_origin[i])
-            found = match >= 0
+            rows = torch.nonzero(~seen[i] if self.config.mask_ratio > 0 else torch.ones_like(seen[i]))[:, 0]
+            found, wanted = self._targets(prediction, rows, crop_origin[i], target, whole_origin[i])
             out[f"matched/level{i}"] = found.float().mean() if len(rows) else found.new_zeros((), dtype=torch.float)
-            if bool(found.any()):
-                loss = self._regress(self.predictors[i](prediction.features[rows[found]]), target.features[match[found]])
+            if len(wanted):
+                predicted = self.predictors[i](prediction.features[rows[found]])
+                loss = self._regress(predicted, wanted)
+                if self.watched:
+                    out[f"cosine/level{i}"] = self._agreement(predicted.detach(), wanted)
                 out[f"loss/level{i}"] = loss.detach()
                 losses.append(loss)
+            if self.watched:
+                out |= level_health(i, prediction.features, target.features, whole_origin[i], whole_normal[i])
         # Without a single pair (a scene of a few points) the step has no gradient but stays valid.
         out["loss"] = torch.stack(losses).mean() if losses else 0 * predictions[0].features.sum()
         return out
@@ -250,12 +262,31 @@ class MSM(Objective):
             return self.tokens[str(level)]
         return next(iter(self.tokens.values())).new_zeros(self.student.channels[level])
 
-    def _match(
+    def _targets(
         self, prediction: SparseTensor, rows: Tensor, origin: Tensor, target: SparseTensor, target_origin: Tensor
-    ) -> Tensor:
-        """Per hidden voxel the row of the nearest teacher voxel in the other view, -1 beyond a voxel edge."""
-        reach = self.data.voxel_size * prediction.stride
-        return nearest(origin[rows], prediction.batch[rows] ^ 1, target_origin, target.batch, reach)[0]
+    ) -> tuple[Tensor, Tensor]:
+        """What the teacher computes in the other view at the places of these rows.
+
+        Returns (len(rows),) bool, whether it has a voxel within a voxel edge there, and (found, C) for those.
+        """
+        edge = self.data.voxel_size * prediction.stride
+        places = (origin[rows], prediction.batch[rows] ^ 1, target_origin, target.batch)
+        if self.config.matching == "nearest":
+            match = current_engine().nearest(*places, edge)[0]
+            return match >= 0, target.features[match[match >= 0]]
+        offsets, index = current_engine().radius_neighbors(*places, edge)[:2]
+        query = torch.repeat_interleave(torch.arange(len(rows), device=offsets.device), offsets.diff())
+        away = (origin[rows][query] - target_origin[index]).abs()
+        weight = (1 - away / edge).clamp(min=0).prod(1).clamp(min=1e-6)[:, None]
+        total = weight.new_zeros(len(rows), 1).index_add_(0, query, weight)
+        mean = weight.new_zeros(len(rows), target.features.shape[1])
+        mean.index_add_(0, query, weight * target.features[index].float())
+        found = total[:, 0] > 0
+        return found, (mean[found] / total[found]).to(target.features.dtype)
+
+    def _agreement(self, prediction: Tensor, target: Tensor) -> Tensor:
+        target = F.layer_norm(target.float(), target.shape[1:]) if self.config.normalize_targets else target.float()
+        return F.cosine_similarity(prediction.float(), target, dim=1).mean()
 
     def _regress(self, prediction: Tensor, target: Tensor) -> Tensor:
         prediction, target = prediction.float(), target.float()
@@ -266,6 +297,22 @@ class MSM(Objective):
         if self.config.loss == "mse":
             return F.mse_loss(prediction, target)
         return F.smooth_l1_loss(prediction, target)
+
+
+@torch.no_grad()
+def level_health(level: int, student: Tensor, teacher: Tensor, origin: Tensor, normal: Tensor) -> dict[str, Tensor]:
+    """Rank of both networks' features, and how well the teacher's tell height and normal, on at most 2048 voxels."""
+
+    def some(x: Tensor) -> Tensor:
+        return x.detach()[torch.linspace(0, len(x) - 1, min(len(x), 2048), device=x.device).long()]
+
+    teacher, origin, normal = some(teacher), some(origin), some(normal)
+    return {
+        f"rank/level{level}": effective_rank(teacher),
+        f"rank_student/level{level}": effective_rank(some(student)),
+        f"height_r2/level{level}": linear_r2(teacher, origin[:, 2:]),
+        f"normal_r2/level{level}": linear_r2(teacher, normal),
+    }
 
 
 def level_means(geometry: Geometry, values: Tensor, levels: int) -> list[Tensor]:
@@ -279,11 +326,3 @@ def level_means(geometry: Geometry, values: Tensor, levels: int) -> list[Tensor]
         means.append(total / count)
         geometry = coarse
     return means
-
-
-def feature_std(features: Tensor) -> Tensor:
-    """Spread of directions over voxels: 0 when all features are equal (collapse), about 1 when isotropic."""
-    if len(features) < 2:
-        return features.new_zeros(())
-    unit = F.normalize(features.float(), dim=1)
-    return unit.std(0).mean() * features.shape[1] ** 0.5

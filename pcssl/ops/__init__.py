@@ -5,6 +5,7 @@ and it is the specification that a compiled engine is tested against.
 """
 
 from pcssl.ops.curves import CURVES, curve_codes
+from pcssl.ops.displace import displace
 from pcssl.ops.interpolate import interpolate
 from pcssl.ops.keys import KEY_RANGE, lookup, pack_keys, unpack_keys
 from pcssl.ops.nearest import nearest
@@ -18,6 +19,7 @@ __all__ = [
     "KEY_RANGE",
     "KernelMap",
     "curve_codes",
+    "displace",
     "interpolate",
     "kernel_offsets",
     "lookup",

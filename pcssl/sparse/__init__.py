@@ -1,9 +1,8 @@
 """Sparse tensors on voxel geometries, and the layers that work on them."""
 
-import pcssl.sparse.native  # noqa: F401  adds its engine if it is built
 from pcssl.sparse.attention import local_attention, patch_attention
 from pcssl.sparse.conv import SparseConv, SparseConvTranspose, SubmanifoldConv
-from pcssl.sparse.engine import available_engines, current_engine, use_engine
+from pcssl.sparse.engine import available_engines, current_engine, use_engine, why_missing
 from pcssl.sparse.tensor import Geometry, SparseTensor
 
 __all__ = [
@@ -18,3 +17,5 @@ __all__ = [
     "patch_attention",
     "use_engine",
 ]
+
+why_missing("native")  # imports it here, which adds it if it can run, and not in the middle of a first layer

@@ -147,6 +147,13 @@ def interpolate(
     return torch.ops.pcssl.weighted_rows(features.contiguous(), rows, weights)
 
 
+def displace(points: Tensor, field: Tensor, low: Tensor, spacing: float) -> Tensor:
+    """As `pcssl.ops.displace`; not differentiable."""
+    if not _takes(points, field, low) or points.requires_grad or field.requires_grad:
+        return ops.displace(points, field, low, spacing)
+    return torch.ops.pcssl.displace(points.contiguous(), field.contiguous(), low.contiguous(), spacing)
+
+
 def _register_shapes() -> None:
     """What comes out for what goes in, for torch.compile."""
     fake = torch.library.register_fake
@@ -196,6 +203,10 @@ def _register_shapes() -> None:
     @fake("pcssl::weighted_rows")
     def _(features, rows, weights):
         return features.new_empty(rows.shape[0], features.shape[1])
+
+    @fake("pcssl::displace")
+    def _(points, field, low, spacing):
+        return torch.empty_like(points)
 
     @fake("pcssl::weighted_rows_grad")
     def _(grad, rows, weights, num_rows):
@@ -259,5 +270,7 @@ if LIBRARY is not None:
     _register_shapes()
     _register_derivatives()
     add_engine(
-        Engine("native", sparse_conv, neighbor_table, interpolate, curve_codes, voxelize, segment_reduce)
+        Engine(
+            "native", sparse_conv, neighbor_table, interpolate, curve_codes, voxelize, segment_reduce, displace=displace
+        )
     )

@@ -12,9 +12,102 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pcssl.data.crops import SceneChange
 from pcssl.data.scene import Scene
+from pcssl.data.settings import DataConfig
 from pcssl.errors import UserError
+from pcssl.sparse import current_engine
 from pcssl.training.bad_scenes import BadScene, BadScenes
+
+
+class _Unreadable(Exception):
+    def __init__(self, index: int, reason: Exception):
+        super().__init__(str(reason))
+        self.index = index
+
+
+@dataclass(frozen=True)
+class _Watched(Sequence):
+    """Scenes that say which of them could not be read."""
+
+    scenes: Sequence[Scene]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Scene:
+        try:
+            return self.scenes[index]
+        except (UserError, ValueError, OSError) as error:
+            raise _Unreadable(index, error) from error
+
+
+class BatchesByCount:
+    """`batch_size` scenes a step. An epoch goes once through a new permutation of the scenes; what does not
+    fill a batch at its end is left out, and fewer scenes than a batch are repeated to fill one.
+    """
+
+    def __init__(self, scenes: int, batch_size: int, epochs: int, seed: int):
+        self.scenes, self.batch_size, self.seed = scenes, batch_size, seed
+        self.per_epoch = max(1, scenes // batch_size)
+        self.total = self.per_epoch * epochs
+
+    def indices(self, step: int) -> list[int]:
+        """The scenes of this step's batch."""
+        epoch, place = divmod(step, self.per_epoch)
+        order = _permutation(self.seed, epoch, self.scenes)
+        return [int(i) for i in np.resize(order[place * self.batch_size :], self.batch_size)]
+
+
+class BatchesByVoxels:
+    """As many scenes a step as have `max_voxels` in all; a larger one is alone. Every scene once an epoch."""
+
+    def __init__(self, voxels: Sequence[int], max_voxels: int, epochs: int, seed: int):
+        self.scenes, self.seed = len(voxels), seed
+        self._first = [self._cut(np.asarray(voxels)[self._order(epoch)], max_voxels) for epoch in range(epochs)]
+        self._starts = np.cumsum([0, *(len(first) for first in self._first)])
+        self.total = int(self._starts[-1])
+        self.per_epoch = self.total / epochs
+
+    def indices(self, step: int) -> list[int]:
+        """The scenes of this step's batch."""
+        epoch = int(np.searchsorted(self._starts, step, side="right")) - 1
+        place = step - self._starts[epoch]
+        ends = [*self._first[epoch][1:], self.scenes]
+        return [int(i) for i in self._order(epoch)[self._first[epoch][place] : ends[place]]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _permutation(self.seed, epoch, self.scenes)
+
+    @staticmethod
+    def _cut(voxels: np.ndarray, max_voxels: int) -> np.ndarray:
+        """Where batches begin, the scenes in this order."""
+        first, room = [], 0
+        for i, count in enumerate(voxels.tolist()):
+            if not first or count > room:
+                first.append(i)
+                room = max_voxels
+            room -= count
+        return np.asarray(first, dtype=np.int32)
+
+
+def count_voxels(scenes: Sequence[Scene], voxel_size: float) -> list[int]:
+    """Occupied voxels of every scene; 0 of one that cannot be read, which others stand in for later."""
+
+    def count(index: int) -> int:
+        try:
+            return len(current_engine().voxelize(scenes[index].coord, voxel_size).coords)
+        except (UserError, ValueError, OSError):
+            return 0
+
+    return [count(index) for index in range(len(scenes))]
+
+
+def plan_batches(scenes: Sequence[Scene], data: DataConfig, epochs: int, seed: int) -> BatchesByCount | BatchesByVoxels:
+    """The batches of a whole run, by the config's `max_voxels` or else `batch_size`."""
+    if data.max_voxels is None:
+        return BatchesByCount(len(scenes), data.batch_size, epochs, seed)
+    return BatchesByVoxels(count_voxels(scenes, data.voxel_size), data.max_voxels, epochs, seed)
 
 
 @dataclass(frozen=True)
@@ -24,22 +117,16 @@ class StepBatches(Dataset):
     A bad scene's place is taken by others, drawn from (seed, step) too. With more than `allowed` bad scenes in one
     batch it is None.
 
-    An epoch goes once through a new permutation of the scenes; what does not fill a batch at
-    its end is left out, and fewer scenes than a batch are repeated to fill one.
+    indices: step -> the scenes of its batch. change: what happens to a scene before it is sampled.
     """
 
     scenes: Sequence[Scene]
     sampler: Callable[[Scene, torch.Generator], Any]
     collate: Callable[[list[Any]], Any]
-    batch_size: int
+    indices: Callable[[int], list[int]]
     seed: int
+    change: SceneChange = SceneChange()
     allowed: int = 0
-
-    def indices(self, step: int) -> list[int]:
-        """The scenes of this step's batch."""
-        epoch, place = divmod(step, steps_per_epoch(len(self.scenes), self.batch_size))
-        order = _permutation(self.seed, epoch, len(self.scenes))
-        return [int(i) for i in np.resize(order[place * self.batch_size :], self.batch_size)]
 
     def __getitem__(self, step: int) -> tuple[Any, list[BadScene]]:
         samples, bad = [], {}
@@ -51,9 +138,11 @@ class StepBatches(Dataset):
                 rng = torch.Generator().manual_seed(int(seed >> 1))
                 try:
                     if candidate not in bad:
-                        samples.append(self.sampler(self.scenes[candidate], rng))
+                        samples.append(self.sampler(self.change(_Watched(self.scenes), candidate, rng), rng))
                         break
                 # As text: exceptions lose their form on the way between processes.
+                except _Unreadable as error:  # of a scene that this one was to be mixed with, perhaps
+                    bad[error.index] = BadScene(error.index, _name(self.scenes, error.index), str(error))
                 except (UserError, ValueError, OSError) as error:
                     bad[candidate] = BadScene(candidate, _name(self.scenes, candidate), str(error))
                 if len(bad) > self.allowed:
@@ -64,10 +153,6 @@ class StepBatches(Dataset):
         """A scene, and those that may stand in for it."""
         yield index
         yield from np.random.default_rng([self.seed, step, slot]).permutation(len(self.scenes)).tolist()
-
-
-def steps_per_epoch(scenes: int, batch_size: int) -> int:
-    return max(1, scenes // batch_size)
 
 
 @lru_cache(maxsize=4)

@@ -46,6 +46,12 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     return content
 
 
+def backbone_state(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of the network that a checkpoint of ours offers for evaluation."""
+    prefix = content["backbone_prefix"]
+    return {k[len(prefix) :]: v for k, v in content["objective"].items() if k.startswith(prefix)}
+
+
 def read_torch_file(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """A torch file that holds a mapping of tensors and plain values; nothing in it is executed."""
     path = Path(path)

@@ -28,9 +28,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """output: folder of the run. device: "auto" takes the GPU when there is one.
+    """output: folder of the run. init: checkpoint whose backbone the run starts from.
+    device: "auto" takes the GPU when there is one.
     precision: "auto" is bf16 on a GPU that has it and fp32 elsewhere.
-    log_every, checkpoint_every: steps. imports: modules of your own to import first.
+    engine: "auto", "native", "reference" or "spconv", see docs/engines.md.
+    log_every, checkpoint_every: steps. monitor_every: epochs between small probes during training, when
+        there are labels. imports: modules of your own to import first.
     """
 
     output: str
@@ -39,9 +42,11 @@ class RunConfig:
     objective: Annotated[Any, Component("objective")]
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     seed: Annotated[int, Range(0)] = 0
+    init: str | None = None
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     engine: str = "auto"
     log_every: Annotated[int, Range(1)] = 20
     checkpoint_every: Annotated[int, Range(1)] = 500
+    monitor_every: Annotated[float, Range(0, low_open=True)] = 10.0
     imports: tuple[str, ...] = ()

@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from pcssl.config import dump_yaml, to_dict
+from pcssl.data.crops import SceneChange
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.objectives.base import Objective
@@ -25,19 +27,26 @@ from pcssl.schedules import warmup_cosine
 from pcssl.sparse import use_engine
 from pcssl.sparse.engine import best_engine
 from pcssl.training.bad_scenes import BadScenes
-from pcssl.training.batches import StepBatches, iterate, steps_per_epoch
-from pcssl.training.checkpoint import load_checkpoint, load_state, save_checkpoint
+from pcssl.training.batches import StepBatches, iterate, plan_batches
+from pcssl.training.checkpoint import backbone_state, load_checkpoint, load_state, save_checkpoint
 from pcssl.training.settings import OptimizerConfig, RunConfig
 
 MAX_BAD_STEPS = 20
+KEPT_BATCHES = 5
 
 
 class Stopped(Exception):
     """The run was asked to stop, and has saved where it is."""
 
 
-def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -> Path:
+Monitor = Callable[[nn.Module, int], dict[str, float]]
+
+
+def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, monitor: Monitor | None = None) -> Path:
     """Train as `config` says and return the path of the checkpoint.
+
+    monitor: called after every `config.monitor_every` epochs with the network to evaluate and the step; the
+        numbers it returns are logged. It must leave random state and gradients alone.
 
     Writes config.yaml, checkpoint.pt and TensorBoard files to config.output. With `resume` a
     checkpoint that lies there is continued, to the same numbers as an uninterrupted run on
@@ -50,12 +59,15 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
     seed_everything(config.seed)
 
     backbone = config.model.build()
-    per_epoch = steps_per_epoch(len(scenes), config.data.batch_size)
-    total = per_epoch * config.optimizer.epochs
+    if config.init is not None:
+        load_state(backbone, backbone_state(load_checkpoint(config.init)), config.init)
+    plan = plan_batches(scenes, config.data, config.optimizer.epochs, config.seed)
+    total = plan.total
     objective: Objective = config.objective.build(backbone, config.data, total).to(device)
     bad_scenes = BadScenes(len(scenes), config.data.max_bad)
+    change = SceneChange(config.data.crop, config.data.mix)
     batches = StepBatches(
-        scenes, objective.sampler(), objective.collate, config.data.batch_size, config.seed, bad_scenes.allowed
+        scenes, objective.sampler(), objective.collate, plan.indices, config.seed, change, bad_scenes.allowed
     )
     optimizer = make_optimizer(objective, config.optimizer)
     start = 0
@@ -77,16 +89,18 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
     autocast = pick_precision(config.precision, device)
     writer = SummaryWriter(str(output / "tensorboard"), purge_step=start)
     progress = Progress(total, start, config.log_every)
+    warmup = round(config.optimizer.warmup_epochs * plan.per_epoch)
     bad = 0
     objective.train()
     try:
         with use_engine(best_engine(config.engine)), stop_signal() as stop:
             pin = device.type == "cuda"
             for step, batch in iterate(batches, range(start, total), config.data.workers, pin, bad_scenes):
-                lr = warmup_cosine(step, round(config.optimizer.warmup_epochs * per_epoch), total, config.optimizer.lr)
+                lr = warmup_cosine(step, warmup, total, config.optimizer.lr)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group.get("factor", 1.0)
                 batch = batch.to(device)
+                objective.watched = progress.due(step)
                 with autocast:
                     values = objective(batch, step)
                 optimizer.zero_grad(set_to_none=True)
@@ -102,16 +116,24 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
                     bad += 1
                     extra = {}
                     progress.skipped += 1
+                    kept = _keep_bad_batch(output, step, batch, numbers, norm)
                     if bad >= MAX_BAD_STEPS:
-                        raise UserError(f"{bad} steps in a row up to step {step} had no finite loss; lower optimizer.lr")
+                        raise UserError(
+                            f"{bad} steps in a row up to step {step} had no finite loss or gradient; lower optimizer.lr. "
+                            f"The first batches of them are kept as {kept}"
+                        )
                 if progress.due(step):
                     extra |= {"lr": lr, "gradient_norm": norm, "skipped_steps": progress.skipped}
                     extra["bad_scenes"] = len(bad_scenes)
                     for name, value in (progress.report(step) | extra).items():
                         writer.add_scalar(name, value, step)
                 done = step + 1
-                if bad_scenes and done % per_epoch == 0:
-                    print(f"epoch {done // per_epoch}: {bad_scenes}", file=sys.stderr)
+                epoch = int(done / plan.per_epoch)
+                if bad_scenes and epoch > int(step / plan.per_epoch):
+                    print(f"epoch {epoch}: {bad_scenes}", file=sys.stderr)
+                if monitor is not None and done % max(1, round(config.monitor_every * plan.per_epoch)) == 0:
+                    for name, value in monitor(objective.backbone(), done).items():
+                        writer.add_scalar(name, value, done)
                 if done % config.checkpoint_every == 0 or done == total or stop.is_set():
                     save(done)
                 if stop.is_set() and done < total:
@@ -120,6 +142,15 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False) -
         progress.close()
         writer.close()
     return path
+
+
+def _keep_bad_batch(output: Path, step: int, batch: Any, numbers: dict[str, float], norm: float) -> Path:
+    """Save the batch of a step without a finite loss or gradient, for replay; at most KEPT_BATCHES of a run."""
+    folder = output / "bad_steps"
+    if len(list(folder.glob("*.pt"))) < KEPT_BATCHES:
+        tensors = {name: x.cpu() for name, x in vars(batch).items() if isinstance(x, torch.Tensor)}
+        save_checkpoint(folder / f"step_{step}.pt", {"step": step, "batch": tensors, "values": numbers, "gradient_norm": norm})
+    return folder
 
 
 def pick_device(name: str) -> torch.device:
@@ -149,15 +180,19 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def make_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; only weights of linear maps and convolutions are decayed."""
-    decay, rest = [], []
+def make_optimizer(objective: Objective, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW; only weights of linear maps and convolutions are decayed. A group's `factor` scales its rate."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, p in objective.named_parameters():
         if p.requires_grad:
             is_matrix = p.ndim >= 2 and not name.endswith("gamma")
-            (decay if is_matrix else rest).append(p)
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+            groups.setdefault((is_matrix, objective.lr_factor(name)), []).append(p)
+    listed = [
+        {"params": params, "weight_decay": config.weight_decay if decay else 0.0, "factor": factor}
+        for (decay, factor), params in groups.items()
+        if params
+    ]
+    return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas)
 
 
 @contextlib.contextmanager
@@ -201,6 +236,7 @@ def _content(config: RunConfig, objective: Objective, optimizer, scenes, done: i
             "dataset": config.data.dataset.name,
             "split": config.data.split,
             "scenes": len(scenes),
+            "scene_names": list(getattr(scenes, "names", ())) or None,
             "voxel_size": config.data.voxel_size,
             "inputs": "colour / 127.5 - 1, normal",
             "torch": str(torch.__version__),
@@ -211,7 +247,7 @@ def _content(config: RunConfig, objective: Objective, optimizer, scenes, done: i
 def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, device: torch.device) -> int:
     content = load_checkpoint(path, device)
     then, now = content["config"], to_dict(config)
-    changed = [k for k in ("data", "model", "objective", "optimizer", "seed") if _without_workers(then[k]) != _without_workers(now[k])]
+    changed = [k for k in ("data", "model", "objective", "optimizer", "seed", "init") if _without_workers(then.get(k)) != _without_workers(now[k])]
     if changed:
         raise UserError(
             f"{path} was trained with another config ({', '.join(changed)} differ); "

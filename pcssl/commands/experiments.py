@@ -1,0 +1,195 @@
+"""`pcssl experiments`: many runs that differ in a line each, and their table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pcssl.commands.probe import write_text
+from pcssl.config import Range, load_config
+from pcssl.errors import UserError
+from pcssl.visualization import bar_chart, save_png
+
+_DESCRIPTION = """\
+Train and probe the configs of a plan, for several seeds, and put their scores into a table and a picture.
+
+  python tools/experiments.py configs/ablations.yaml             everything that is not done yet
+  python tools/experiments.py configs/ablations.yaml --only full,no_mask --seeds 0
+  python tools/experiments.py configs/ablations.yaml --report    only the table of what is done
+
+A run that was cut off is continued, one whose results are there is skipped. Runs go to `output` of the plan, one
+after another; a small JSON file of each, the table and the picture go to its `results`.
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """config: file, relative to the plan. paper: the score that a paper prints for it, in percent."""
+
+    name: str
+    config: str
+    what: str = ""
+    paper: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """runs: the most telling first. orders: lists of names whose scores should rise, to be checked."""
+
+    output: str
+    results: str
+    runs: tuple[Run, ...]
+    seeds: tuple[Annotated[int, Range(0)], ...] = (0, 1, 2)
+    orders: tuple[tuple[str, ...], ...] = ()
+    title: str = ""
+    overrides: tuple[str, ...] = field(default=())
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `pcssl experiments`."""
+    parser.description = _DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("plan", type=Path, help="YAML file, for example configs/ablations.yaml")
+    parser.add_argument("--only", metavar="A,B", help="names of runs (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="default: those of the plan")
+    parser.add_argument("--report", action="store_true", help="run nothing; make the table of what is done")
+    parser.add_argument("--dry-run", action="store_true", help="list what would run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is missing, report after each."""
+    plan = load_config(args.plan, Plan, [])
+    chosen = _chosen(plan, args.only)
+    todo = [(r, seed) for seed in args.seeds or plan.seeds for r in chosen if not result_path(plan, r.name, seed).exists()]
+    if args.dry_run:
+        for r, seed in todo:
+            print(f"{r.name} seed {seed}: {' '.join(_command(plan, args.plan, r, seed))}")
+        return 0
+    failed = []
+    for number, (r, seed) in enumerate([] if args.report else todo):
+        print(f"experiments: {number + 1} of {len(todo)}: {r.name}, seed {seed}", file=sys.stderr, flush=True)
+        status = _run(plan, args.plan, r, seed)
+        if status == 130:
+            print("pcssl experiments: stopped; the same command goes on", file=sys.stderr)
+            return 130
+        if status:
+            failed.append(f"{r.name} seed {seed} (status {status}, see {_folder(plan, r.name, seed) / 'log.txt'})")
+        report(plan)
+    report(plan)
+    if failed:
+        raise UserError("these runs failed: " + "; ".join(failed))
+    return 0
+
+
+def _chosen(plan: Plan, only: str | None) -> list[Run]:
+    names = [r.name for r in plan.runs]
+    if only is None:
+        return list(plan.runs)
+    unknown = [name for name in only.split(",") if name not in names]
+    if unknown:
+        raise UserError(f"no run called {', '.join(unknown)} in the plan; it has {', '.join(names)}")
+    return [r for r in plan.runs if r.name in only.split(",")]
+
+
+def _folder(plan: Plan, name: str, seed: int) -> Path:
+    return Path(plan.output) / name / f"seed{seed}"
+
+
+def result_path(plan: Plan, name: str, seed: int) -> Path:
+    return Path(plan.results) / f"{name}_seed{seed}.json"
+
+
+def _command(plan: Plan, file: Path, r: Run, seed: int) -> list[str]:
+    return [
+        sys.executable, "-m", "pcssl", "train", str(file.parent / r.config),
+        f"output={_folder(plan, r.name, seed)}", f"seed={seed}", *plan.overrides, "--resume",
+    ]  # fmt: skip
+
+
+def _run(plan: Plan, file: Path, r: Run, seed: int) -> int:
+    folder = _folder(plan, r.name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    with open(folder / "log.txt", "a") as log:
+        process = subprocess.Popen(_command(plan, file, r, seed), stdout=log, stderr=log)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # the run has been told by the same Ctrl-C, and saves
+            return process.wait() or 130
+    if status:
+        return status
+    found = json.loads((folder / "results.json").read_text())
+    kept = {
+        "run": r.name, "seed": seed, "minutes": round((time.monotonic() - begin) / 60, 1),
+        "protocol": found["protocol"], "fingerprint": found["data"]["fingerprint"], "machine": found["machine"],
+        "results": {
+            source: {head: {"miou": s["miou"]["mean"], "macc": s["macc"]["mean"]} for head, s in heads.items()}
+            for source, heads in found["results"].items()
+        },
+    }  # fmt: skip
+    write_text(result_path(plan, r.name, seed), json.dumps(kept, indent=1) + "\n")
+    return 0
+
+
+def collect(plan: Plan) -> dict[str, dict[str, list[float]]]:
+    """Per run and head the mIoU of every seed that is done, in percent."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for r in plan.runs:
+        for path in sorted(Path(plan.results).glob(f"{r.name}_seed*.json")):
+            content: dict[str, Any] = json.loads(path.read_text())
+            for head, score in content["results"]["trained"].items():
+                found.setdefault(r.name, {}).setdefault(head, []).append(100 * score["miou"])
+    return found
+
+
+def report(plan: Plan) -> None:
+    """Write README.md and scores.png beside the results, print the table."""
+    found = collect(plan)
+    page = [f"# {plan.title or 'Experiments'}", table(plan, found), *check_orders(plan, found)]
+    write_text(Path(plan.results) / "README.md", "\n\n".join(page) + "\n")
+    print("\n\n".join(page[1:]))
+    if found:
+        scores = {"linear mIoU": [statistics.mean(found[name]["linear"]) for name in found]}
+        save_png(Path(plan.results) / "scores.png", bar_chart(list(found), scores, plan.title or "Experiments"))
+
+
+def table(plan: Plan, found: dict[str, dict[str, list[float]]]) -> str:
+    heads = list(dict.fromkeys(head for scores in found.values() for head in scores))
+    paper = any(r.paper is not None for r in plan.runs)
+    header = ["", "what", *heads, "seeds", *(["paper"] if paper else [])]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for r in plan.runs:
+        scores = found.get(r.name, {})
+        cells = [_cell(scores.get(head)) for head in heads]
+        seeds = str(max((len(v) for v in scores.values()), default=0))
+        last = ["-" if r.paper is None else f"{r.paper:.1f}"] if paper else []
+        lines.append("| " + " | ".join([r.name, r.what, *cells, seeds, *last]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float] | None) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({', '.join(f'{v:.1f}' for v in values)})"
+
+
+def check_orders(plan: Plan, found: dict[str, dict[str, list[float]]]) -> list[str]:
+    """A line for every pair of an expected order: whether it holds in the means, and in how many seeds."""
+    lines = []
+    for order in plan.orders:
+        for low, high in zip(order, order[1:]):
+            if low in found and high in found:
+                a, b = found[low]["linear"], found[high]["linear"]
+                gap = statistics.mean(b) - statistics.mean(a)
+                seeds = sum(y > x for x, y in zip(a, b))
+                holds = "holds" if gap > 0 else "DOES NOT HOLD"
+                lines.append(f"- {low} < {high}: {holds} by {gap:+.1f}, in {seeds} of {min(len(a), len(b))} seeds")
+    return ["\n".join(lines)] if lines else []

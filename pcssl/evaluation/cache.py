@@ -1,0 +1,234 @@
+"""Features on disk, so that a backbone runs once a scene however many heads are tried on it.
+
+    FOLDER/<key>/meta.json
+    FOLDER/<key>/sample/{features,labels,coord,offset,scene,even}.npy   rows of sampled points, scene after scene
+    FOLDER/<key>/scenes/<number>.npz                                    the levels of whole scenes
+
+Of the scenes that heads are fitted on, a fixed sample of points is kept; of the scenes they are
+scored on, every level on its voxels, from which features of all points are read again.
+Features are float16. Everything is written under a temporary name and renamed: what a stopped
+run has finished is found by the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pcssl.data.scene import Scene
+from pcssl.errors import UserError
+from pcssl.evaluation.features import PointFeatures, SceneLevels, even_points, point_inputs, sample_points
+from pcssl.evaluation.instances import instance_offsets
+from pcssl.sparse import SparseTensor
+
+EVEN = 200  # random points a scene that are kept beside the class-aware ones, for probes with few labels
+_FIELDS = ("features", "labels", "coord", "offset", "scene", "even")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sampled points of many scenes; features stay on disk until their rows are taken.
+
+    features: (M, D) float16. labels: (M,) int64. coord: (M, 3) metres. offset: (M, 3) metres to the middle
+    of the point's instance, NaN where it has none. scene: (M,) int64 number of the scene. even: (M,) int64, the place of a point in its scene's
+    class-blind draw, -1 for points of the class-aware one.
+    """
+
+    features: Tensor
+    labels: Tensor
+    coord: Tensor
+    offset: Tensor
+    scene: Tensor
+    even: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, aware: bool = True) -> Tensor:
+        """(m,) int64 rows of the class-aware sample, or of the class-blind one."""
+        return torch.nonzero((self.even < 0) == aware)[:, 0]
+
+
+class InputFeatures:
+    """The sanity floor as a source: colour, normal and height, no backbone."""
+
+    channels = (7,)
+    key = "inputs"
+
+    def sample(self, scene: Scene, rows: Tensor) -> Tensor:
+        return point_inputs(scene)[rows]
+
+
+class BackboneFeatures:
+    """Multi-resolution features of a backbone as a source. channels: of each level."""
+
+    def __init__(self, features: PointFeatures):
+        self.features = features
+        self.channels = tuple(features.backbone.channels)
+        self.key = weights_key(features.backbone, features.voxel_size, features.mode)
+
+    def sample(self, scene: Scene, rows: Tensor) -> Tensor:
+        levels = self.features.encode(scene)
+        coord = scene.coord[rows]
+        return torch.cat([values.cpu() for _, values in levels.chunks(coord)]) if len(rows) else torch.zeros(0, sum(self.channels))
+
+
+def weights_key(module: nn.Module, *settings: Any) -> str:
+    """Changes with any weight or setting."""
+    digest = hashlib.sha256(repr((type(module).__name__, settings)).encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_key(path: str | Path) -> str:
+    """Changes with the content of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def data_key(scenes: Sequence[Scene], label: str) -> str:
+    """Changes with the names, the order, the size and the labels of the scenes."""
+    digest = hashlib.sha256(label.encode())
+    for scene in scenes:
+        known = scene.labels[label]
+        histogram = torch.bincount(known.long() + 1).tolist()
+        digest.update(repr((scene.name, len(scene), histogram, scene.coord[:1].tolist())).encode())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Features of one source on the scenes of one dataset. folder: of all caches."""
+
+    def __init__(self, folder: Path, source: BackboneFeatures | InputFeatures, train_key: str, val_key: str, count: int):
+        self.source = source
+        key = hashlib.sha256("|".join((source.key, train_key, val_key, str(count), str(EVEN))).encode()).hexdigest()[:20]
+        self.folder, self.count = folder / key, count
+        try:
+            (self.folder / "parts").mkdir(parents=True, exist_ok=True)
+            (self.folder / "scenes").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot keep features in {self.folder}: {error.strerror}; choose another folder with --cache") from error
+
+    def sample(self, scenes: Sequence[Scene], label: str, progress: Callable[[int, int], None]) -> Sample:
+        """The sampled points of these scenes: read from disk, or computed and kept."""
+        done = self.folder / "sample" / "meta.json"
+        if not done.exists():
+            for i in range(len(scenes)):
+                path = self.folder / "parts" / f"{i}.npz"
+                if not path.exists():
+                    _save(path, lambda file, i=i: np.savez(file, **self._part(scenes[i], i, label)))
+                progress(i + 1, len(scenes))
+            self._join(len(scenes), done)
+        arrays = {name: np.load(self.folder / "sample" / f"{name}.npy", mmap_mode="c") for name in _FIELDS}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Sample(**{name: x if name == "features" else x.clone() for name, x in tensors.items()})
+
+    def _part(self, scene: Scene, number: int, label: str) -> dict[str, np.ndarray]:
+        rng = torch.Generator().manual_seed(number)
+        known = scene.labels[label]
+        aware = sample_points(known, self.count, rng)
+        even = even_points(known, EVEN, rng)
+        rows = torch.cat([aware, even])
+        draw = torch.cat([torch.full((len(aware),), -1), torch.arange(len(even))])
+        values = {
+            "features": half(self.source.sample(scene, rows), scene.name),
+            "labels": known[rows].long(),
+            "coord": scene.coord[rows],
+            "offset": _offsets(scene)[rows],
+            "scene": torch.full((len(rows),), number),
+            "even": draw,
+        }
+        return {name: x.numpy() for name, x in values.items()}
+
+    def _join(self, count: int, done: Path) -> None:
+        """One file a field out of all parts, a part in memory at a time."""
+        temporary = self.folder / f".sample.tmp-{os.getpid()}"
+        temporary.mkdir(exist_ok=True)
+        parts = [self.folder / "parts" / f"{i}.npz" for i in range(count)]
+        sizes = []
+        for path in parts:
+            with np.load(path) as part:
+                sizes.append(len(part["labels"]))
+        for name in _FIELDS:
+            out, at = None, 0
+            for path, size in zip(parts, sizes):
+                with np.load(path) as part:
+                    rows = part[name]
+                if out is None:
+                    out = np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", rows.dtype, (sum(sizes), *rows.shape[1:]))
+                out[at : at + size] = rows
+                at += size
+            del out
+        (temporary / "meta.json").write_text(json.dumps({"scenes": count, "points": sum(sizes)}))
+        shutil.rmtree(self.folder / "sample", ignore_errors=True)
+        os.replace(temporary, done.parent)
+        shutil.rmtree(self.folder / "parts")
+
+    def chunks(self, scene: Scene, number: int) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, features) over all points of a scene that is scored; `number` names it in the cache."""
+        if isinstance(self.source, InputFeatures):
+            yield slice(0, len(scene)), point_inputs(scene)
+            return
+        path = self.folder / "scenes" / f"{number}.npz"
+        if not path.exists():
+            levels = self.source.features.encode(scene)
+            _save(path, lambda file: np.savez(file, **pack_levels(levels, scene.name)))
+        yield from unpack_levels(path, self.source.features.mode).chunks(scene.coord)
+
+
+def _offsets(scene: Scene) -> Tensor:
+    none = scene.instance is None
+    return torch.full_like(scene.coord, torch.nan) if none else instance_offsets(scene.coord, scene.instance)
+
+
+def pack_levels(scene: SceneLevels, name: str) -> dict[str, np.ndarray]:
+    arrays = {"shift": scene.shift.numpy(), "voxel_size": np.float64(scene.voxel_size)}
+    for i, level in enumerate(scene.levels):
+        arrays[f"coords{i}"] = level.coords.cpu().numpy()
+        arrays[f"features{i}"] = half(level.features.cpu(), name).numpy()
+        arrays[f"stride{i}"] = np.int64(level.stride)
+    return arrays
+
+
+def unpack_levels(path: Path, mode: str) -> SceneLevels:
+    with np.load(path) as file:
+        count = sum(name.startswith("stride") for name in file.files)
+        levels = [
+            SparseTensor.from_coords(
+                torch.from_numpy(file[f"features{i}"]).float(), torch.from_numpy(file[f"coords{i}"]), int(file[f"stride{i}"])
+            )
+            for i in range(count)
+        ]
+        return SceneLevels(levels, torch.from_numpy(file["shift"]), float(file["voxel_size"]), mode)
+
+
+def half(features: Tensor, name: str) -> Tensor:
+    """To float16; UserError where that cannot hold a value."""
+    if not bool((features.abs() <= 65504).all()):
+        raise UserError(f"scene {name!r}: features are not finite, or too large for float16; the model has diverged")
+    return features.half()
+
+
+def _save(path: Path, write: Callable[[Any], None]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""results.json as text, and two of them side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What must be equal for scores to be comparable, and how a reader would name it.
+PROTOCOL = {
+    "train_split": "training split", "val_split": "scored split", "train_points": "sampled points a training scene",
+    "val_points": "points a scene that nearest neighbours are scored on", "database": "size of the nearest-neighbour database",
+    "epochs": "epochs of the linear probe",
+}  # fmt: skip
+
+
+def table(results: dict[str, Any], heads: list[str] | None = None) -> str:
+    """mIoU in percent, a row a source, mean and standard deviation over seeds."""
+    heads = heads or [head for head in next(iter(results.values())) if "/" not in head]
+    width = max(len(source) for source in results) + 2
+    lines = [f"{'mIoU, %':{width}}" + "".join(f"{head:>16}" for head in heads)]
+    for source, scores in results.items():
+        lines.append(f"{source:{width}}" + "".join(f"{_cell(scores.get(head)):>16}" for head in heads))
+    return "\n".join(lines)
+
+
+def _cell(score: dict[str, Any] | None, key: str = "miou") -> str:
+    if score is None:
+        return "-"
+    return f"{100 * score[key]['mean']:.1f} +- {100 * score[key]['std']:.1f}"
+
+
+def ratios(results: dict[str, Any]) -> dict[str, float]:
+    """Linear over supervised, and nearest neighbour over linear, of the trained features, where both are there."""
+    trained = results["trained"]
+
+    def miou(source: dict[str, Any], head: str) -> float:
+        return source.get(head, {}).get("miou", {}).get("mean", 0.0)
+
+    linear, found = miou(trained, "linear"), {}
+    if supervised := miou(results.get("supervised", {}), "supervised"):
+        found["linear / supervised"] = linear / supervised
+    nearest = [head for head in trained if head.endswith("-nn")]
+    if nearest and linear:
+        found["best nearest neighbour / linear"] = max(miou(trained, head) for head in nearest) / linear
+    return found
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The whole of results.json as a page."""
+    results, data = found["results"], found["data"]
+    every = list(dict.fromkeys(head for scores in results.values() for head in scores))
+    parts = [
+        "# How good the features are",
+        f"{data['root']}: {data['train_scenes']} scenes to fit on, {data['val_scenes']} to score on, "
+        f"{len(data['classes'])} classes of `{data['label']}`. Checkpoint: {_described(found)}. mIoU in percent, "
+        f"mean and standard deviation over {found['protocol']['seeds']} seeds.",
+        *(f"**{warning}**" for warning in found.get("warnings", [])),
+        _table(["", *(h for h in every if "/" not in h)], results, [h for h in every if "/" not in h]),
+    ]
+    if found_ratios := ratios(results):
+        parts.append("\n".join(f"{name}: {value:.2f}" for name, value in found_ratios.items()))
+    for title, wanted in (("Few labels", (" % of scenes", " points a scene")), ("Levels", (" alone", "without level"))):
+        heads = [h for h in every if "/" in h and any(w in h for w in wanted)]
+        if heads:
+            parts += [f"## {title}", _turned(heads, results)]
+    if "instances" in found:
+        parts += ["## Instances", "Average precision in percent, as ScanNet's benchmark defines it.", instance_table(found["instances"])]
+    parts += ["## Classes", "IoU of the linear probe in percent.", _classes(data["classes"], results)]
+    parts += ["## Protocol", "\n".join(f"- {key}: {value}" for key, value in found["protocol"].items())]
+    parts.append("\n".join(f"- {key}: {value}" for key, value in found.get("machine", {}).items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _described(found: dict[str, Any]) -> str:
+    card = found.get("checkpoint", {})
+    known = [f"{key} {card[key]}" for key in ("path", "dataset", "split", "step") if key in card]
+    return ", ".join(known) or "unknown"
+
+
+def _table(header: list[str], results: dict[str, Any], heads: list[str]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for source, scores in results.items():
+        lines.append("| " + " | ".join([source, *(_cell(scores.get(head)) for head in heads)]) + " |")
+    return "\n".join(lines)
+
+
+def instance_table(found: dict[str, Any]) -> str:
+    lines = ["| | AP | AP50 | AP25 |", "|---|---|---|---|"]
+    lines += [f"| {source} | {_cell(s, 'ap')} | {_cell(s, 'ap50')} | {_cell(s, 'ap25')} |" for source, s in found.items()]
+    return "\n".join(lines)
+
+
+def _turned(heads: list[str], results: dict[str, Any]) -> str:
+    """A row a head, for many heads."""
+    sources = [source for source, scores in results.items() if any(head in scores for head in heads)]
+    lines = ["| | " + " | ".join(sources) + " |", "|" + "---|" * (len(sources) + 1)]
+    for head in heads:
+        lines.append("| " + " | ".join([head, *(_cell(results[source].get(head)) for source in sources)]) + " |")
+    return "\n".join(lines)
+
+
+def _classes(classes: list[str], results: dict[str, Any]) -> str:
+    columns = {s: scores[h]["iou"] for s, scores in results.items() for h in ("linear", "supervised") if h in scores}
+    lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    for i, name in enumerate(classes):
+        cells = ("-" if iou[i] is None else f"{100 * iou[i]:.1f}" for iou in columns.values())
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Why the scores of two results cannot be compared: a line each, none when they can."""
+    found = []
+    for key, what in PROTOCOL.items():
+        if a["protocol"].get(key) != b["protocol"].get(key):
+            found.append(f"{what}: {a['protocol'].get(key)} against {b['protocol'].get(key)}")
+    for key, what in (("label", "label"), ("classes", "classes"), ("fingerprint", "scenes or their labels")):
+        if a["data"].get(key) != b["data"].get(key):
+            found.append(f"{what} differ")
+    return found
+
+
+def compared(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str]) -> str:
+    """Every score that both have, and by how much the second is above the first."""
+    width = max(24, *(len(f"{s}, {h}") + 2 for s, scores in a["results"].items() for h in scores))
+    lines = [f"{'mIoU, %':{width}}{names[0]:>18}{names[1]:>18}{'difference':>14}"]
+    for source, scores in a["results"].items():
+        for head, score in scores.items():
+            other = b["results"].get(source, {}).get(head)
+            if other is not None:
+                gap = 100 * (other["miou"]["mean"] - score["miou"]["mean"])
+                lines.append(f"{f'{source}, {head}':{width}}{_cell(score):>18}{_cell(other):>18}{gap:>+14.1f}")
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""Plans of runs: what is run, skipped and continued, and the table."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_commands import folder  # noqa: F401
+
+from pcssl.cli import main
+from pcssl.commands.experiments import Plan, Run, check_orders, table
+from pcssl.commands.train import TrainConfig
+from pcssl.config import load_config, to_dict
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def plan(folder, tmp_path):  # noqa: F811
+    (tmp_path / "variant.yaml").write_text(f"base: {folder / 'tiny.yaml'}\nobjective: {{mask_ratio: 0.2}}\n")
+    (tmp_path / "full.yaml").write_text(f"base: {folder / 'tiny.yaml'}\n")
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        f"""
+title: tiny
+output: {tmp_path / "runs"}
+results: {tmp_path / "results"}
+seeds: [0, 1]
+runs:
+  - {{name: full, config: full.yaml, what: all of it, paper: 66.8}}
+  - {{name: variant, config: variant.yaml}}
+orders: [[variant, full]]
+overrides: ["probe.pictures=0", "optimizer.epochs=1", "optimizer.warmup_epochs=0", "probe.floors=false"]
+"""
+    )
+    return path
+
+
+def test_runs_are_made_once_and_tabulated(plan, tmp_path, capsys):
+    assert main(["experiments", str(plan), "--only", "full", "--seeds", "0"]) == 0
+    (path,) = (tmp_path / "results").glob("*.json")
+    found = json.loads(path.read_text())
+    assert found["run"] == "full" and found["seed"] == 0 and 0 < found["results"]["trained"]["linear"]["miou"] <= 1
+    assert path.stat().st_size < 4000
+    before = path.stat().st_mtime_ns
+    assert main(["experiments", str(plan), "--seeds", "0"]) == 0
+    assert path.stat().st_mtime_ns == before and (tmp_path / "results" / "variant_seed0.json").exists()
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert "| full | all of it |" in page and "66.8" in page and "variant < full:" in page
+    with Image.open(tmp_path / "results" / "scores.png") as image:
+        assert image.width == 900
+    capsys.readouterr()
+    assert main(["experiments", str(plan), "--dry-run"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["full seed 1", "variant seed 1"]
+
+
+def test_a_run_that_fails_is_named(plan, tmp_path, capsys):
+    (tmp_path / "variant.yaml").write_text("nonsense: 1\n")
+    assert main(["experiments", str(plan), "--only", "variant", "--seeds", "0"]) == 2
+    assert "variant seed 0 (status 2, see" in capsys.readouterr().err
+    assert "nonsense" in (tmp_path / "runs" / "variant" / "seed0" / "log.txt").read_text()
+
+
+def test_unknown_runs_are_refused(plan, capsys):
+    assert main(["experiments", str(plan), "--only", "ful"]) == 2
+    assert "no run called ful" in capsys.readouterr().err
+
+
+def test_orders_are_checked_in_means_and_seeds():
+    runs = tuple(Run(n, n) for n in "abc")
+    plan = Plan("o", "r", runs, orders=(("a", "b"), ("b", "c")))
+    found = {"a": {"linear": [1.0, 5.0]}, "b": {"linear": [2.0, 6.0]}, "c": {"linear": [3.0, 1.0]}}
+    (lines,) = check_orders(plan, found)
+    assert "a < b: holds by +1.0, in 2 of 2 seeds" in lines and "b < c: DOES NOT HOLD by -2.0, in 1 of 2" in lines
+    assert "| a |  | 3.0 (1.0, 5.0) | 2 |" in table(plan, found)
+
+
+def flat(value, prefix=""):
+    if isinstance(value, dict):
+        return {k: v for key, x in value.items() for k, v in flat(x, f"{prefix}{key}.").items()}
+    return {prefix: value}
+
+
+def test_ablations_differ_from_the_full_run_in_their_one_line():
+    plan = load_config(ROOT / "configs" / "ablations.yaml", Plan, [])
+    full = flat(to_dict(load_config(ROOT / "configs" / "ablations" / "full.yaml", TrainConfig, [])))
+    files = {p.stem for p in (ROOT / "configs" / "ablations").glob("*.yaml")}
+    assert files == {r.name for r in plan.runs}
+    for r in plan.runs[1:]:
+        lines = (ROOT / "configs" / r.config).read_text().splitlines()
+        assert len(lines) == 2 and lines[0] == "base: full.yaml"
+        changed = flat(to_dict(load_config(ROOT / "configs" / r.config, TrainConfig, [])))
+        different = {key for key in full if full[key] != changed[key]}
+        assert 1 <= len(different) <= 2, (r.name, different)

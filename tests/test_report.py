@@ -1,0 +1,115 @@
+"""Reports, comparisons and what makes scores incomparable."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pcssl.cli import main
+from pcssl.commands.probe import leakage
+from pcssl.evaluation.report import differences, markdown, ratios, table
+from pcssl.visualization import bar_chart
+
+
+def score(miou, iou=(0.5, None)):
+    number = {"mean": miou, "std": 0.01, "runs": [miou]}
+    return {"miou": number, "macc": number, "oacc": number, "iou": list(iou), "confusion": [[1, 0], [0, 0]]}
+
+
+@pytest.fixture
+def found():
+    return {
+        "protocol": {"train_split": "train", "val_split": "val", "train_points": 2000, "seeds": 3, "epochs": 30},
+        "data": {
+            "root": "data/rooms", "label": "segment20", "classes": ["wall", "floor"], "train_scenes": 48,
+            "val_scenes": 12, "fingerprint": "abc",
+        },
+        "warnings": ["the checkpoint was trained on 2 of them"],
+        "checkpoint": {"path": "runs/a/checkpoint.pt", "split": "train"},
+        "results": {
+            "trained": {"linear": score(0.4), "1-nn": score(0.3), "linear/20 points a scene": score(0.35), "linear/level 0 alone": score(0.2)},
+            "random weights": {"linear": score(0.2)},
+            "supervised": {"supervised": score(0.5)},
+        },
+    }  # fmt: skip
+
+
+def test_a_report_shows_every_source_and_head(found):
+    page = markdown(found)
+    for part in ("| trained | 40.0 +- 1.0 | 30.0 +- 1.0 | - |", "20 points a scene | 35.0", "level 0 alone | 20.0", "**the checkpoint was trained on 2"):
+        assert part in page
+    assert "linear / supervised: 0.80" in page and "| floor | - | - | - |" in page
+    assert "40.0 +- 1.0" in table(found["results"]).splitlines()[1]
+    assert ratios(found["results"])["best nearest neighbour / linear"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    "section,key,value,named",
+    [
+        ("protocol", "train_points", 100, "sampled points"), ("protocol", "val_split", "test", "scored split"),
+        ("data", "label", "segment200", "label"), ("data", "fingerprint", "other", "scenes"),
+    ],
+)  # fmt: skip
+def test_what_makes_scores_incomparable(found, section, key, value, named):
+    other = copy.deepcopy(found)
+    assert differences(found, other) == []
+    other[section][key] = value
+    (line,) = differences(found, other)
+    assert named in line
+
+
+def test_compare_prints_gaps_and_refuses_other_protocols(found, tmp_path, capsys):
+    other = copy.deepcopy(found)
+    other["results"]["trained"]["linear"] = score(0.45)
+    paths = []
+    for name, content in (("a", found), ("b", other)):
+        (tmp_path / name).mkdir()
+        paths.append(tmp_path / name / "results.json")
+        paths[-1].write_text(json.dumps(content))
+    assert main(["compare", *map(str, paths)]) == 0
+    printed = capsys.readouterr().out
+    assert "trained, linear" in printed and "+5.0" in printed
+    other["protocol"]["train_points"] = 5
+    paths[1].write_text(json.dumps(other))
+    assert main(["compare", *map(str, paths)]) == 2
+    assert "2000 against 5" in capsys.readouterr().err
+    assert main(["compare", *map(str, paths), "--anyway"]) == 0
+    captured = capsys.readouterr()
+    assert "+5.0" in captured.out and "not comparable" in captured.err
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense"])
+def test_compare_of_something_else(tmp_path, capsys, text):
+    (tmp_path / "x.json").write_text(text)
+    assert main(["compare", str(tmp_path / "x.json"), str(tmp_path / "x.json")]) == 2
+    assert "x.json: not a results.json" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "none.json"), str(tmp_path / "x.json")]) == 2
+    assert "no results at" in capsys.readouterr().err
+
+
+class Scenes:
+    def __init__(self, *names):
+        self.names = list(names)
+
+    def __len__(self):
+        return len(self.names)
+
+
+def test_leakage_is_told():
+    seen = {"scene_names": ["a", "b", "c"]}
+    assert leakage(seen, Scenes("d", "e"), "val") == []
+    (line,) = leakage(seen, Scenes("c", "d", "a"), "val")
+    assert "2 of the 3 scenes of 'val'" in line and "(a, c)" in line
+    (line,) = leakage({}, Scenes("a"), "val")
+    assert "cannot be ruled out" in line
+
+
+def test_bars_are_as_long_as_their_values():
+    image = bar_chart(["a", "b"], {"x": [10.0, 20.0], "y": [None, 5.0]}, "title")
+    assert isinstance(image, Image.Image)
+    rows = (np.asarray(image) == (66, 106, 168)).all(2).sum(1)
+    short, long = sorted({int(r) for r in rows if r > 20})[:2]
+    assert long == pytest.approx(2 * short, abs=3)
+    assert bar_chart(["a"], {"x": [None]}, "nothing known").width == 900
