@@ -115,14 +115,15 @@ def test_a_whole_scene_gives_no_warning(tmp_path):
 
 
 def test_no_root_names_the_command(tmp_path):
-    with pytest.raises(UserError, match="pcssl prepare scannet"):
+    with pytest.raises(UserError, match="no such folder; make it with `pcssl prepare`"):
         PreparedDataset(tmp_path / "none", "train")
 
 
 @pytest.mark.parametrize("split", ["val", "train+val", "", "train+"])
 def test_no_such_split_lists_those_present(tmp_path, split):
-    for name in ("train/a", "test/b", "raw/scans/c"):
+    for name in ("train/a", "test/b"):
         write_scene(tmp_path / name)
+    (tmp_path / "raw" / "scans" / "c").mkdir(parents=True)
     with pytest.raises(UserError, match="it has test, train") as caught:
         PreparedDataset(tmp_path, split)
     assert "raw" not in str(caught.value).split("it has")[1]
@@ -132,18 +133,27 @@ def test_empty_root_and_empty_split(tmp_path):
     with pytest.raises(UserError, match="it has none"):
         PreparedDataset(tmp_path, "train")
     (tmp_path / "train").mkdir()
-    with pytest.raises(UserError, match="no scene folders"):
-        PreparedDataset(tmp_path, "train")
-    (tmp_path / "train" / "scene0000_00.pth").write_text("")
-    with pytest.raises(UserError, match="older layout"):
+    with pytest.raises(UserError, match="train: no scenes in it"):
         PreparedDataset(tmp_path, "train")
 
 
-def test_a_folder_without_coordinates(tmp_path):
+def test_a_folder_without_coordinates_is_a_scene_that_cannot_be_read(tmp_path):
     write_scene(tmp_path / "train" / "a")
     write_scene(tmp_path / "train" / "b", coord=None)
-    with pytest.raises(UserError, match="b: no coord.npy"):
-        PreparedDataset(tmp_path, "train")
+    (tmp_path / "train" / "c").mkdir()
+    data = PreparedDataset(tmp_path, "train")
+    assert data.names == ["a", "b", "c"] and data[0].name == "a"
+    for index in (1, 2):
+        with pytest.raises(UserError, match=f"{data.names[index]}: no coord"):
+            data[index]
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_of_three_candidates_the_first_is_the_label(tmp_path, columns):
+    ids = np.arange(90).reshape(30, 3)[:, :columns]  # ScanNet++ as Pointcept writes it
+    write_scene(tmp_path / "train" / "a", segment20=ids, instance=ids.astype(np.int16))
+    scene = PreparedDataset(tmp_path, "train")[0]
+    assert scene.labels["segment20"].tolist() == scene.instance.tolist() == ids[:, 0].tolist()
 
 
 @pytest.mark.parametrize(

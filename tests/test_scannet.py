@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 from plyfile import PlyData, PlyElement
 
-import pcssl.data.scannet as scannet
 from pcssl.commands import prepare as command
-from pcssl.data.scannet import prepare_scannet, prepare_scene, read_split_lists
+from pcssl.data import preparation
+from pcssl.data.layouts import scannet
+from pcssl.data.layouts.files import read_lists
+from pcssl.data.preparation import RawScene
 from pcssl.data.scannet_classes import (
     SCANNET20_COLORS,
     SCANNET20_IDS,
     SCANNET20_NAMES,
+    SCANNET200_COLORS,
+    SCANNET200_GROUPS,
     SCANNET200_IDS,
     SCANNET200_NAMES,
 )
@@ -93,8 +97,9 @@ def load(folder):
     return {p.stem: np.load(p) for p in folder.glob("*.npy")}
 
 
-def prepare(raw, out, **options):
-    return prepare_scannet(raw, out, **({"workers": 0, "progress": False} | options))
+def prepare(raw, out, splits=None, labels_tsv=None, **options):
+    source = scannet.find_scannet(raw, splits, labels_tsv)
+    return preparation.prepare(source, out, **({"workers": 0, "progress": False} | options))
 
 
 def test_class_tables():
@@ -103,10 +108,17 @@ def test_class_tables():
     assert dict(zip(SCANNET20_IDS, SCANNET20_NAMES))[39] == "otherfurniture"
     assert dict(zip(SCANNET200_IDS, SCANNET200_NAMES))[1191] == "mattress"
     assert list(SCANNET200_IDS) == sorted(SCANNET200_IDS)
+    assert len(set(SCANNET200_COLORS)) == 200
+    groups = {name: len(classes) for name, classes in SCANNET200_GROUPS.items()}
+    assert groups == {"head": 66, "common": 68, "tail": 66}
+    assert sorted(i for classes in SCANNET200_GROUPS.values() for i in classes) == list(range(200))
+    colors = dict(zip(SCANNET200_NAMES, SCANNET200_COLORS))
+    for name, color in zip(SCANNET20_NAMES, SCANNET20_COLORS):
+        assert colors.get(name, color) == color  # the classes of both benchmarks have one colour
 
 
 def test_official_lists_are_whole_and_disjoint():
-    split_of = read_split_lists(ROOT / "pcssl" / "data" / "splits")
+    split_of = read_lists(ROOT / "pcssl" / "data" / "splits", scannet.LISTS)
     counts = {split: sum(s == split for s in split_of.values()) for split in ("train", "val", "test")}
     assert counts == {"train": 1201, "val": 312, "test": 100}
     assert {int(name[5:9]) for name in split_of} == set(range(807))
@@ -284,19 +296,18 @@ def test_complete_scenes_are_skipped_unless_told(raw, tmp_path):
     (out / "train" / "b").mkdir()  # empty: by another tool that was stopped
     assert prepare(raw, out).prepared == ["a", "b"]
     assert sorted(os.listdir(out / "train")) == ["a", "b"]
-    kept = out / "train" / "a" / "coord.npy"
-    np.save(kept, np.zeros((1, 3)))
+    before = (out / "train" / "a" / "coord.npy").stat()
     summary = prepare(raw, out)
-    assert summary.skipped == ["a", "b"] and not summary.prepared and len(np.load(kept)) == 1
-    assert prepare(raw, out, overwrite=True).prepared == ["a", "b"] and len(np.load(kept)) == 6
+    assert summary.skipped == ["a", "b"] and not summary.prepared
+    assert (out / "train" / "a" / "coord.npy").stat() == before
+    assert prepare(raw, out, overwrite=True).prepared == ["a", "b"]
 
 
 def test_a_failed_write_leaves_nothing_behind(raw, tmp_path, monkeypatch):
-    folder = write_scene(raw, "a")
-    target = tmp_path / "out" / "a"
-    label_map = scannet.read_label_map(raw / scannet.LABEL_MAP)
-    assert prepare_scene(folder, target, label_map)
-    before = files(tmp_path / "out")
+    write_scene(raw, "a")
+    out = tmp_path / "out"
+    prepare(raw, out)
+    before = {name: (out / name).read_bytes() for name in files(out)}
     save = np.save
 
     def full_disk(path, array):
@@ -305,12 +316,11 @@ def test_a_failed_write_leaves_nothing_behind(raw, tmp_path, monkeypatch):
         save(path, array)
 
     monkeypatch.setattr(np, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        prepare_scene(folder, target, label_map)
-    assert files(tmp_path / "out") == before
-    with pytest.raises(OSError, match="No space"):  # no use in trying the other scenes
-        prepare(raw, tmp_path / "out2")
-    assert files(tmp_path / "out2") == []
+    for target in (out, tmp_path / "out2"):
+        with pytest.raises(OSError, match="No space"):  # no use in trying the other scenes
+            prepare(raw, target, overwrite=True)
+    assert {name: (out / name).read_bytes() for name in files(out)} == before
+    assert files(tmp_path / "out2") == ["manifest.jsonl"] and not (tmp_path / "out2" / "manifest.jsonl").read_text()
 
 
 def test_workers_give_the_same_files(raw, tmp_path):
@@ -326,16 +336,18 @@ def test_workers_give_the_same_files(raw, tmp_path):
 
 
 def die_on_bad(job):
-    if job.folder.name == "bad":
+    if job.scene.name == "bad":
         job.target.with_name(f"bad.tmp-{os.getpid()}").mkdir()
         os.kill(os.getpid(), signal.SIGKILL)
-    return scannet._Outcome(labelled=True)
+    return preparation._Outcome()
 
 
 def test_a_worker_that_dies_costs_only_its_scene(tmp_path, monkeypatch):
-    monkeypatch.setattr(scannet, "_attempt", die_on_bad)
-    jobs = [scannet._Job(tmp_path / name, tmp_path / name, None) for name in ("bad", "a")]
-    outcome = {job.folder.name: result.error for job, result in scannet._in_pool(jobs, workers=2)}
+    monkeypatch.setattr(preparation, "_attempt", die_on_bad)
+    scenes = [RawScene(name, "train", (tmp_path / name,), None) for name in ("bad", "a")]
+    jobs = [preparation._Job(scene, "", "", tmp_path, tmp_path / scene.name, again=False) for scene in scenes]
+    run = preparation._in_pool(jobs, workers=2, keep=lambda outcome: outcome)
+    outcome = {job.scene.name: result.error for job, result in run}
     assert outcome.keys() == {"bad", "a"}
     assert outcome["a"] is None and "died" in outcome["bad"]
     assert os.listdir(tmp_path) == []
@@ -344,14 +356,15 @@ def test_a_worker_that_dies_costs_only_its_scene(tmp_path, monkeypatch):
 SLOW = """
 import sys, time
 import numpy as np
-from pcssl.data.scannet import prepare_scannet
+from pcssl.data.layouts.scannet import find_scannet
+from pcssl.data.preparation import prepare
 save = np.save
 def slow(path, array):
     save(path, array)
     print(path, flush=True)
     time.sleep(0.15)
 np.save = slow
-prepare_scannet(sys.argv[1], sys.argv[2], workers=0)
+prepare(find_scannet(sys.argv[1]), sys.argv[2], workers=0)
 """
 
 
@@ -376,7 +389,10 @@ def test_ctrl_c_lets_the_pool_finish_what_it_began(raw, tmp_path):
     for i in range(40):
         write_scene(raw, f"room{i:02}")
     out = tmp_path / "out"
-    code = "from pcssl.data.scannet import *; prepare_scannet(sys.argv[1], sys.argv[2], workers=1)"
+    code = (
+        "import sys; from pcssl.data.layouts.scannet import *; from pcssl.data.preparation import *; "
+        "prepare(find_scannet(sys.argv[1]), sys.argv[2], workers=1)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(raw), str(out)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -392,6 +408,8 @@ def test_ctrl_c_lets_the_pool_finish_what_it_began(raw, tmp_path):
     names = os.listdir(out / "train")
     assert 0 < len(names) < 40 and not any(".tmp-" in name for name in names)
     assert all(len(load(out / "train" / name)) == 6 for name in names)
+    summary = prepare(raw, out)
+    assert sorted(summary.skipped) == sorted(names) and len(summary.prepared) == 40 - len(names)
 
 
 def run_command(*words):

@@ -208,6 +208,7 @@ def test_transposed_conv_refuses_a_geometry_that_is_not_its_own():
 
 
 def test_new_weights_have_the_range_of_dense_layers():
+    torch.manual_seed(0)
     layer = SubmanifoldConv(4, 8, 3)
     bound = (4 * 27) ** -0.5
     assert layer.weight.shape == (8, 3, 3, 3, 4)

@@ -18,6 +18,7 @@ from pcssl.errors import UserError
 from pcssl.objectives.msm import MSMBatch
 from pcssl.schedules import cosine, warmup_cosine
 from pcssl.training import load_checkpoint, pretrain, save_checkpoint
+from pcssl.training.bad_scenes import BadScenes
 from pcssl.training.batches import BatchesByCount, BatchesByVoxels, StepBatches, count_voxels, iterate
 from pcssl.training.trainer import make_optimizer, pick_device
 
@@ -220,8 +221,8 @@ def test_batches_start_anywhere(scenes):
     msm = objective()
     plan = BatchesByCount(len(scenes), 2, epochs=3, seed=0)
     batches = StepBatches(scenes, msm.sampler(), msm.collate, plan.indices, seed=0)
-    late = dict(iterate(batches, range(3, 5), 0, False))
-    full = dict(iterate(batches, range(5), 1, False))
+    late = dict(iterate(batches, range(3, 5), 0, False, BadScenes(5, 0)))
+    full = dict(iterate(batches, range(5), 1, False, BadScenes(5, 0)))
     assert list(late) == [3, 4] and torch.equal(late[4].features, full[4].features)
 
 

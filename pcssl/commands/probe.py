@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -17,7 +18,6 @@ import torch
 
 from pcssl.config import Component, load_config
 from pcssl.data.datasets import SceneSource
-from pcssl.data.scannet_classes import SCANNET20_COLORS
 from pcssl.evaluation import PretrainedModel, ProbeConfig, load_model, probe
 from pcssl.evaluation.ceilings import budget
 from pcssl.evaluation.report import instance_table, markdown, ratios, table
@@ -99,9 +99,15 @@ def probe_and_report(
         **({"labelled_training": budget(checkpoint)} if trained_with_labels else {}),
         "machine": describe_machine() | {"seconds": round(time.monotonic() - begin, 1)},
     }
+    if data.groups:
+        found["groups"] = group_scores(found["results"], data.groups)
+    if data.limit:
+        found["limit"] = str(data.limit)
     write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
     write_text(out / "report.md", markdown(found))
     print(table(found["results"]))
+    for group, scores in found.get("groups", {}).items():
+        print(f"{group:16}" + "".join(f"  {source} {100 * next(iter(miou.values())):.1f}" for source, miou in scores.items()))
     if "instances" in found:
         print(instance_table(found["instances"]))
     for name, value in ratios(found["results"]).items():
@@ -109,6 +115,22 @@ def probe_and_report(
     print(f"\nresults      {out / 'results.json'}\nreport       {out / 'report.md'}")
     for path in draw(model, data, config, found, pictures, out / "pictures") if pictures else []:
         print(f"picture      {path}")
+
+
+def group_scores(results: dict[str, Any], groups: dict[str, tuple[int, ...]]) -> dict[str, dict[str, dict[str, float]]]:
+    """group -> source -> head -> mean IoU of its classes, without those that the split does not have."""
+
+    def mean(iou: list[float | None], classes: tuple[int, ...]) -> float:
+        present = [iou[c] for c in classes if iou[c] is not None]
+        return sum(present) / len(present) if present else math.nan
+
+    return {
+        group: {
+            source: {head: mean(score["iou"], classes) for head, score in scores.items()}
+            for source, scores in results.items()
+        }
+        for group, classes in groups.items()
+    }
 
 
 def leakage(card: dict[str, Any], scored: Sequence[Any], split: str) -> list[str]:
@@ -146,7 +168,7 @@ def draw(
     mean the same in every scene; and the linear probe's classes as bars."""
     scenes = data.scenes(config.val_split)
     shown = [scenes[i] for i in range(min(count, len(scenes)))]
-    labels = [label_colors(s.labels[data.label], SCANNET20_COLORS) for s in shown]
+    labels = [label_colors(s.labels[data.label], data.colors) for s in shown]
     columns = {"input": [s.color for s in shown], "labels": labels}
     for title, source in (("trained features", model), ("random weights", model.with_random_weights(0))):
         features = [source.extract(scene).features for scene in shown]

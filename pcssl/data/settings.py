@@ -19,6 +19,8 @@ class DataConfig:
         scene counted once and before augmentation.
     crop: parts of scenes that make a sample, before any view: a sphere's radius or a box's (x, y, z), metres.
     mix: probability that a sample is two scenes in one place (Mix3D).
+    max_bad: fraction of the scenes that may be unusable (unreadable, empty, without a finite point); they are
+        left out, each with a line that says why; with more the run stops.
     """
 
     dataset: Annotated[Any, Component("dataset")]
@@ -30,3 +32,4 @@ class DataConfig:
     crop: Length | tuple[Length, Length, Length] | None = None
     mix: Annotated[float, Range(0, 1)] = 0.0
     workers: Annotated[int, Range(0)] = 4
+    max_bad: Annotated[float, Range(0, 1)] = 0.05

@@ -17,13 +17,29 @@ from pcssl.data.scene import Scene
 from pcssl.data.settings import DataConfig
 from pcssl.errors import UserError
 from pcssl.sparse import current_engine
+from pcssl.training.bad_scenes import BadScene, BadScenes
+
+
+class _Unreadable(Exception):
+    def __init__(self, index: int, reason: Exception):
+        super().__init__(str(reason))
+        self.index = index
 
 
 @dataclass(frozen=True)
-class _Failure:
-    """An error in a worker, as text: exceptions lose their form on the way between processes."""
+class _Watched(Sequence):
+    """Scenes that say which of them could not be read."""
 
-    message: str
+    scenes: Sequence[Scene]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Scene:
+        try:
+            return self.scenes[index]
+        except (UserError, ValueError, OSError) as error:
+            raise _Unreadable(index, error) from error
 
 
 class BatchesByCount:
@@ -76,8 +92,15 @@ class BatchesByVoxels:
 
 
 def count_voxels(scenes: Sequence[Scene], voxel_size: float) -> list[int]:
-    """Occupied voxels of every scene."""
-    return [len(current_engine().voxelize(scene.coord, voxel_size).coords) for scene in scenes]
+    """Occupied voxels of every scene; 0 of one that cannot be read, which others stand in for later."""
+
+    def count(index: int) -> int:
+        try:
+            return len(current_engine().voxelize(scenes[index].coord, voxel_size).coords)
+        except (UserError, ValueError, OSError):
+            return 0
+
+    return [count(index) for index in range(len(scenes))]
 
 
 def plan_batches(scenes: Sequence[Scene], data: DataConfig, epochs: int, seed: int) -> BatchesByCount | BatchesByVoxels:
@@ -89,7 +112,10 @@ def plan_batches(scenes: Sequence[Scene], data: DataConfig, epochs: int, seed: i
 
 @dataclass(frozen=True)
 class StepBatches(Dataset):
-    """Item `step` is the collated batch of that step, whatever the number of workers.
+    """Item `step` is the collated batch of that step, whatever the number of workers, and the bad scenes met.
+
+    A bad scene's place is taken by others, drawn from (seed, step) too. With more than `allowed` bad scenes in one
+    batch it is None.
 
     indices: step -> the scenes of its batch. change: what happens to a scene before it is sampled.
     """
@@ -100,17 +126,33 @@ class StepBatches(Dataset):
     indices: Callable[[int], list[int]]
     seed: int
     change: SceneChange = SceneChange()
+    allowed: int = 0
 
-    def __getitem__(self, step: int) -> Any:
-        samples = []
+    def __getitem__(self, step: int) -> tuple[Any, list[BadScene]]:
+        samples, bad = [], {}
         for slot, index in enumerate(self.indices(step)):
-            seed = np.random.SeedSequence([self.seed, step, slot]).generate_state(1, np.uint64)[0]
-            rng = torch.Generator().manual_seed(int(seed >> 1))
-            try:
-                samples.append(self.sampler(self.change(self.scenes, index, rng), rng))
-            except (UserError, ValueError, OSError) as error:
-                return _Failure(f"scene {index} ({_name(self.scenes, index)}): {error}")
-        return self.collate(samples)
+            for attempt, candidate in enumerate(self._candidates(index, step, slot)):
+                # The first draws stay what they are without bad scenes.
+                again = [attempt] if attempt else []
+                seed = np.random.SeedSequence([self.seed, step, slot, *again]).generate_state(1, np.uint64)[0]
+                rng = torch.Generator().manual_seed(int(seed >> 1))
+                try:
+                    if candidate not in bad:
+                        samples.append(self.sampler(self.change(_Watched(self.scenes), candidate, rng), rng))
+                        break
+                # As text: exceptions lose their form on the way between processes.
+                except _Unreadable as error:  # of a scene that this one was to be mixed with, perhaps
+                    bad[error.index] = BadScene(error.index, _name(self.scenes, error.index), str(error))
+                except (UserError, ValueError, OSError) as error:
+                    bad[candidate] = BadScene(candidate, _name(self.scenes, candidate), str(error))
+                if len(bad) > self.allowed:
+                    return None, list(bad.values())
+        return (self.collate(samples) if samples else None), list(bad.values())
+
+    def _candidates(self, index: int, step: int, slot: int) -> Iterator[int]:
+        """A scene, and those that may stand in for it."""
+        yield index
+        yield from np.random.default_rng([self.seed, step, slot]).permutation(len(self.scenes)).tolist()
 
 
 @lru_cache(maxsize=4)
@@ -129,8 +171,8 @@ def _worker_init(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def iterate(batches: StepBatches, steps: range, workers: int, pin: bool) -> Iterator[tuple[int, Any]]:
-    """(step, batch) for every step; UserError for a scene that cannot be used."""
+def iterate(batches: StepBatches, steps: range, workers: int, pin: bool, bad: BadScenes) -> Iterator[tuple[int, Any]]:
+    """(step, batch) for every step; `bad` gets the scenes that could not be used, and raises UserError if too many."""
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -142,7 +184,6 @@ def iterate(batches: StepBatches, steps: range, workers: int, pin: bool) -> Iter
         # Else it draws from torch's global generator, and a resumed run would differ.
         generator=torch.Generator(),
     )
-    for step, batch in zip(steps, loader):
-        if isinstance(batch, _Failure):
-            raise UserError(f"cannot make a training sample of {batch.message}")
+    for step, (batch, found) in zip(steps, loader):
+        bad.add(found)
         yield step, batch

@@ -26,6 +26,7 @@ from pcssl.objectives.base import Objective
 from pcssl.schedules import warmup_cosine
 from pcssl.sparse import use_engine
 from pcssl.sparse.engine import best_engine
+from pcssl.training.bad_scenes import BadScenes
 from pcssl.training.batches import StepBatches, iterate, plan_batches
 from pcssl.training.checkpoint import backbone_state, load_checkpoint, load_state, save_checkpoint
 from pcssl.training.settings import OptimizerConfig, RunConfig
@@ -63,8 +64,11 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
     plan = plan_batches(scenes, config.data, config.optimizer.epochs, config.seed)
     total = plan.total
     objective: Objective = config.objective.build(backbone, config.data, total).to(device)
+    bad_scenes = BadScenes(len(scenes), config.data.max_bad)
     change = SceneChange(config.data.crop, config.data.mix)
-    batches = StepBatches(scenes, objective.sampler(), objective.collate, plan.indices, config.seed, change)
+    batches = StepBatches(
+        scenes, objective.sampler(), objective.collate, plan.indices, config.seed, change, bad_scenes.allowed
+    )
     optimizer = make_optimizer(objective, config.optimizer)
     start = 0
     if path.exists():
@@ -90,7 +94,8 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
     objective.train()
     try:
         with use_engine(best_engine(config.engine)), stop_signal() as stop:
-            for step, batch in iterate(batches, range(start, total), config.data.workers, device.type == "cuda"):
+            pin = device.type == "cuda"
+            for step, batch in iterate(batches, range(start, total), config.data.workers, pin, bad_scenes):
                 lr = warmup_cosine(step, warmup, total, config.optimizer.lr)
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group.get("factor", 1.0)
@@ -119,9 +124,13 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
                         )
                 if progress.due(step):
                     extra |= {"lr": lr, "gradient_norm": norm, "skipped_steps": progress.skipped}
+                    extra["bad_scenes"] = len(bad_scenes)
                     for name, value in (progress.report(step) | extra).items():
                         writer.add_scalar(name, value, step)
                 done = step + 1
+                epoch = int(done / plan.per_epoch)
+                if bad_scenes and epoch > int(step / plan.per_epoch):
+                    print(f"epoch {epoch}: {bad_scenes}", file=sys.stderr)
                 if monitor is not None and done % max(1, round(config.monitor_every * plan.per_epoch)) == 0:
                     for name, value in monitor(objective.backbone(), done).items():
                         writer.add_scalar(name, value, done)
@@ -253,7 +262,9 @@ def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, dev
 
 
 def _without_workers(section):
-    return {k: v for k, v in section.items() if k != "workers"} if isinstance(section, dict) else section
+    """A section without what may differ when a run goes on."""
+    free = ("workers", "max_bad")
+    return {k: v for k, v in section.items() if k not in free} if isinstance(section, dict) else section
 
 
 class Progress:
