@@ -82,13 +82,13 @@ def flat(value, prefix=""):
 
 
 def test_ablations_differ_from_the_full_run_in_their_one_line():
-    plan = load_config(ROOT / "configs" / "ablations.yaml", Plan, [])
+    plan = load_config(ROOT / "configs" / "plans" / "ablations.yaml", Plan, [])
     full = flat(to_dict(load_config(ROOT / "configs" / "ablations" / "full.yaml", TrainConfig, [])))
     files = {p.stem for p in (ROOT / "configs" / "ablations").glob("*.yaml")}
     assert files == {r.name for r in plan.runs}
     for r in plan.runs[1:]:
-        lines = (ROOT / "configs" / r.config).read_text().splitlines()
+        lines = (ROOT / "configs" / "plans" / r.config).read_text().splitlines()
         assert len(lines) == 2 and lines[0] == "base: full.yaml"
-        changed = flat(to_dict(load_config(ROOT / "configs" / r.config, TrainConfig, [])))
+        changed = flat(to_dict(load_config(ROOT / "configs" / "plans" / r.config, TrainConfig, [])))
         different = {key for key in full if full[key] != changed[key]}
         assert 1 <= len(different) <= 2, (r.name, different)

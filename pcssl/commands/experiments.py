@@ -20,9 +20,9 @@ from pcssl.visualization import bar_chart, save_png
 _DESCRIPTION = """\
 Train and probe the configs of a plan, for several seeds, and put their scores into a table and a picture.
 
-  python tools/experiments.py configs/ablations.yaml             everything that is not done yet
-  python tools/experiments.py configs/ablations.yaml --only full,no_mask --seeds 0
-  python tools/experiments.py configs/ablations.yaml --report    only the table of what is done
+  python tools/experiments.py configs/plans/ablations.yaml             everything that is not done yet
+  python tools/experiments.py configs/plans/ablations.yaml --only full,no_mask --seeds 0
+  python tools/experiments.py configs/plans/ablations.yaml --report    only the table of what is done
 
 A run that was cut off is continued, one whose results are there is skipped. Runs go to `output` of the plan, one
 after another; a small JSON file of each, the table and the picture go to its `results`.
@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `pcssl experiments`."""
     parser.description = _DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("plan", type=Path, help="YAML file, for example configs/ablations.yaml")
+    parser.add_argument("plan", type=Path, help="YAML file, for example configs/plans/ablations.yaml")
     parser.add_argument("--only", metavar="A,B", help="names of runs (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="default: those of the plan")
     parser.add_argument("--report", action="store_true", help="run nothing; make the table of what is done")
