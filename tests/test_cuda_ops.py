@@ -361,6 +361,13 @@ def target_nearest(target):
     return lambda *args: target.run("nearest", *args)
 
 
+def test_distances_to_the_nearest_can_be_learnt(target):
+    (queries, batch), points = scenes_of_points(50, 0), scenes_of_points(60, 1)
+    queries = queries.to(target.device).requires_grad_()
+    target.run("nearest", queries, batch, *points, 3.0)[1].sum().backward()
+    torch.testing.assert_close(queries.grad.norm(dim=1).cpu(), torch.ones(50))
+
+
 def test_nearest_edges(target):
     points, scene = torch.tensor([[0.0, 0, 0], [float("nan"), 0, 0], [1e30, 0, 0]]), torch.zeros(3, dtype=torch.int64)
 
