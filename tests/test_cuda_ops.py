@@ -358,7 +358,18 @@ def test_nearest_of_equally_near_points(target):
 
 
 def target_nearest(target):
-    return lambda *args: target.run("nearest", *args)
+    return functools.partial(target.run, "nearest")
+
+
+def target_near(target):
+    return functools.partial(target.run, "radius_neighbors")
+
+
+def test_distances_to_the_nearest_can_be_learnt(target):
+    (queries, batch), points = scenes_of_points(50, 0), scenes_of_points(60, 1)
+    queries = queries.to(target.device).requires_grad_()
+    target.run("nearest", queries, batch, *points, 3.0)[1].sum().backward()
+    torch.testing.assert_close(queries.grad.norm(dim=1).cpu(), torch.ones(50))
 
 
 def test_nearest_edges(target):
@@ -384,9 +395,10 @@ def within(queries, query_batch, points, point_batch, radius, k=None):
     """Offsets and indices by looking at all pairs."""
     found = []
     for query, scene in zip(queries, query_batch):
-        distance = (query - points).norm(dim=1).masked_fill(point_batch != scene, float("inf"))
-        order = torch.argsort(distance, stable=True)
-        found.append(order[distance[order] <= radius][:k])
+        x, y, z = (query - points).unbind(1)
+        squared = (x * x + y * y + z * z).masked_fill(point_batch != scene, float("inf"))
+        order = torch.argsort(squared, stable=True)
+        found.append(order[squared[order] <= torch.tensor(radius) ** 2][:k])
     counts = torch.tensor([0, *map(len, found)])
     return counts.cumsum(0), torch.cat(found)
 
@@ -402,15 +414,16 @@ def test_radius_neighbors(target, radius, k):
 def test_points_at_the_radius_are_not_two_cells_away(target):
     # With cells as wide as the radius, the query is in cell 1 and the point in cell -1.
     query, point, zero = torch.tensor([[0.1, 0, 0]]), torch.tensor([[-1e-12, 0, 0]]), torch.zeros(1, dtype=torch.int64)
-    assert target.run("nearest", query, zero, point, zero, 0.1)[0].tolist() == [0]
-    assert target.run("radius_neighbors", query, zero, point, zero, 0.1)[1].tolist() == [0]
+    for nearest, near in ((ops.nearest, ops.radius_neighbors), (target_nearest(target), target_near(target))):
+        assert nearest(query, zero, point, zero, 0.1)[0].tolist() == [0]
+        assert near(query, zero, point, zero, 0.1)[1].tolist() == [0]
 
 
 def test_radius_neighbors_edges(target):
     grid = torch.cartesian_prod(*[torch.arange(4.0)] * 3)
     points, zeros = torch.cat([grid, grid]), torch.zeros(128, dtype=torch.int64)
     want = within(grid, zeros[:64], points, zeros, 1.0)
-    for function in (ops.radius_neighbors, lambda *args: target.run("radius_neighbors", *args)):
+    for function in (ops.radius_neighbors, target_near(target)):
         assert all(map(torch.equal, function(grid, zeros[:64], points, zeros, 1.0), want))
         for queried, count in ((0, 128), (64, 0), (0, 0)):
             offsets, index = function(grid[:queried], zeros[:queried], points[:count], zeros[:count], 1.0)

@@ -66,7 +66,7 @@ __device__ __forceinline__ void for_each_near(const Near& n, int64_t q, F visit)
       const float4 point = n.packed[at];
       const float dx = px - point.x, dy = py - point.y, dz = pz - point.z;
       const float squared = dx * dx + dy * dy + dz * dz;
-      if (sqrtf(squared) <= n.radius) visit(squared, __float_as_int(point.w));
+      if (squared <= n.radius * n.radius) visit(squared, __float_as_int(point.w));
     }
   }
 }

@@ -1,4 +1,4 @@
-"""Nearest neighbours within a radius, by hashing points into cells of that radius."""
+"""Nearest neighbours within a radius, by hashing points into cells of about that radius."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from pcssl.ops.keys import lookup, pack_keys, shifted_keys
+
+# Edge of a cell in radii: rounding must not put a point within the radius beyond the next cell.
+CELL = 1.01
 
 
 def nearest(
@@ -22,14 +25,13 @@ def nearest(
     """
     index = torch.full((len(queries),), len(points), dtype=torch.int64, device=queries.device)
     best = torch.full((len(queries),), float("inf"), dtype=queries.dtype, device=queries.device)
-    for pair, point, distance in _pairs(queries, query_batch, points, point_batch, radius):
-        closest = best.scatter_reduce(0, pair, distance, "amin")
+    for pair, point, squared in _pairs(queries, query_batch, points, point_batch, radius):
+        closest = best.scatter_reduce(0, pair, squared, "amin")
         index = torch.where(closest < best, len(points), index)
-        tie = distance == closest[pair]
+        tie = squared == closest[pair]
         index = index.scatter_reduce(0, pair[tie], point[tie], "amin")
         best = closest
-    far = (best > radius) | (index == len(points))
-    return index.masked_fill(far, -1), best.masked_fill(far, float("inf"))
+    return index.masked_fill(best.isinf(), -1), best.sqrt()
 
 
 def radius_neighbors(
@@ -44,12 +46,10 @@ def radius_neighbors(
     if k is not None and k < 1:
         raise ValueError(f"k must be positive, got {k}")
     found = [[torch.zeros(0, dtype=torch.int64, device=queries.device)] * 2 + [queries.new_zeros(0)]]
-    for pair, point, distance in _pairs(queries, query_batch, points, point_batch, radius):
-        near = distance <= radius
-        found.append([pair[near], point[near], distance[near]])
-    pair, index, distance = map(torch.cat, zip(*found))
+    found += _pairs(queries, query_batch, points, point_batch, radius)
+    pair, index, squared = map(torch.cat, zip(*found))
     order = torch.argsort(index)
-    for key in (distance, pair):
+    for key in (squared, pair):
         order = order[torch.argsort(key[order], stable=True)]
     pair, index = pair[order], index[order]
     counts = torch.bincount(pair, minlength=len(queries))
@@ -62,27 +62,32 @@ def radius_neighbors(
 def _pairs(
     queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(query, point, distance) of all pairs within `radius` and some farther ones, in 27 parts."""
+    """(query, point, squared distance) of all pairs within `radius`, in 27 parts."""
     if not radius > 0:
         raise ValueError(f"radius must be positive, got {radius}")
     if len(points) == 0 or len(queries) == 0:
         return
 
     def cells(x: Tensor, batch: Tensor) -> Tensor:
-        return torch.cat([batch.long()[:, None], torch.floor(x / radius).long()], 1)
+        return torch.cat([batch.long()[:, None], torch.floor(x / (CELL * radius)).long()], 1)
 
     keys, order = torch.sort(pack_keys(cells(points, point_batch)), stable=True)
     keys, counts = torch.unique_consecutive(keys, return_counts=True)
     starts = counts.cumsum(0) - counts
     home = cells(queries, query_batch)
     around = list(itertools.product((-1, 0, 1), repeat=3))
+    reach = points.new_tensor(radius)
     for cell_keys in shifted_keys(home, pack_keys(home), around):
         at = lookup(keys, cell_keys)
         rows = torch.nonzero(at >= 0)[:, 0]
         at = at[rows]
         pair, point = _expand(rows, starts[at], counts[at])
         point = order[point]
-        yield pair, point, (queries[pair] - points[point]).norm(dim=1)
+        x, y, z = (queries[pair] - points[point]).unbind(1)
+        # In this order, and each step rounded: engines agree to the bit on what is near and equally near.
+        squared = x * x + y * y + z * z
+        near = squared <= reach * reach
+        yield pair[near], point[near], squared[near]
 
 
 def _expand(rows: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

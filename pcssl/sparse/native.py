@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -74,7 +74,7 @@ def cuda_architectures() -> list[int]:
     return [int(name) for name in _symbols().pcssl_cuda_architectures().decode().split(",") if name.isdigit()]
 
 
-def runs_on(capability: tuple[int, int], architectures: Iterable[int]) -> bool:
+def runs_on(capability: tuple[int, int], architectures: Sequence[int]) -> bool:
     """Whether a GPU of this compute capability can run what was built for these architectures.
 
     Machine code runs within its major version from its minor version on; what is newer than all of
@@ -214,7 +214,8 @@ class Operators:
         return self.operators.displace(points.contiguous(), field.contiguous(), low.contiguous(), spacing)
 
     def _takes_points(self, queries: Tensor, points: Tensor, radius: float) -> bool:
-        return self.gpu and queries.dtype == points.dtype == torch.float32 and radius > 0
+        learnt = queries.requires_grad or points.requires_grad  # the operators have no derivatives
+        return self.gpu and queries.dtype == points.dtype == torch.float32 and radius > 0 and not learnt
 
 
 FUNCTIONS = (
