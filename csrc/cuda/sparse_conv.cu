@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kConvThreads, Blocks) implicit_gemm(const Prob
     for (int i = 0; i < M / 32; ++i) mask |= p.masks[(first / 32 + i) * words + word];
     if (!mask) continue;
 
-    __syncthreads();  // the word before is done with row_of
+    // Nobody reads row_of any more: after the last copies of the word before there was a barrier.
     for (int bit = warp; bit < kWord; bit += kConvThreads / 32)
       if (mask >> bit & 1) {
         const int slot = __popc(mask & ((1u << bit) - 1)), offset = word * kWord + bit;
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kConvThreads, Blocks) implicit_gemm(const Prob
       }
     commit_copies();
     wait_copies(0);
-    __syncthreads();
+    __syncthreads();  // the rows are here for all, and all are done with the stages of the word before
 
     const int slots = __popc(mask), count = (slots * p.pieces + kPieces - 1) / kPieces;
     Cursor cursor(p.pieces);
