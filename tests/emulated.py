@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pcssl.sparse import native
+
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "emulator"
 BINARY = BUILD / "emulator" / "pcssl_emulated.so"
@@ -42,6 +44,7 @@ def _load() -> str | None:
             _run([shutil.which("cmake", path=path), "-S", ROOT / "csrc", "-B", BUILD, *generator, *switches], path)
         _run([shutil.which("cmake", path=path), "--build", BUILD, "--target", "pcssl_emulated"], path)
     torch.ops.load_library(str(BINARY))
+    native.register("pcssl_emulated")
     return None
 
 

@@ -37,7 +37,6 @@ class Target:
 @pytest.fixture(scope="session")
 def emulator():
     emulated.library()
-    native.register("pcssl_emulated")
     return Target("pcssl_emulated", "cpu")
 
 

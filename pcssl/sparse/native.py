@@ -24,12 +24,8 @@ from pcssl.ops.keys import MAX_BATCH, check_range
 from pcssl.ops.segment import REDUCTIONS, check_segments
 from pcssl.ops.sparse_conv import KernelMap, check_conv
 from pcssl.ops.voxelize import Voxels
+from pcssl.sparse import implicit_gemm
 from pcssl.sparse.engine import Engine, add_engine
-
-try:
-    from pcssl.sparse import implicit_gemm  # convolution on a GPU
-except ImportError:
-    implicit_gemm = None
 
 CPUS = ("avx512", "avx2", "portable")  # instruction sets, widest first
 
@@ -104,10 +100,10 @@ class Operators:
     def sparse_conv(
         self, features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
     ) -> Tensor:
-        if self.gpu and implicit_gemm is not None:
+        if self.gpu:
             return implicit_gemm.sparse_conv(features, weight, kernel_map, bias, self.operators)
         dtypes = {x.dtype for x in (features, weight, bias) if x is not None}
-        if self.gpu or dtypes != self.dtypes or torch.is_autocast_enabled("cpu"):
+        if dtypes != self.dtypes or torch.is_autocast_enabled("cpu"):
             return ops.sparse_conv(features, weight, kernel_map, bias)
         check_conv(features, weight, kernel_map, bias)
         back = None
@@ -266,8 +262,7 @@ def register(namespace: str) -> None:
     """Shapes and derivatives of the operators torch.ops.<namespace>."""
     _register_shapes(namespace)
     _register_derivatives(namespace)
-    if implicit_gemm is not None:
-        implicit_gemm.register(namespace)
+    implicit_gemm.register(namespace)
 
 
 def _register_shapes(namespace: str) -> None:
