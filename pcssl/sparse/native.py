@@ -105,7 +105,7 @@ def voxelize(points: Tensor, voxel_size: float, batch: Tensor | None = None) -> 
     """As `pcssl.ops.voxelize`."""
     if not _takes(points) or not len(points) or not voxel_size > 0:
         return ops.voxelize(points, voxel_size, batch)
-    scene = points.new_zeros(len(points), dtype=torch.int64) if batch is None else batch.long().contiguous()
+    scene = points.new_zeros(1, dtype=torch.int64).expand(len(points)) if batch is None else batch.long()
     keys, bounds = torch.ops.pcssl.voxel_keys(points.contiguous(), voxel_size, scene)
     low, high = bounds.tolist()
     if low[0] == torch.iinfo(torch.int64).min:
@@ -118,8 +118,14 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tens
     """As `pcssl.ops.segment_reduce`."""
     if not _takes(values) or values.ndim != 2 or offsets.dtype != torch.int64:
         return ops.segment_reduce(values, offsets, reduce)
-    check_segments(values, offsets, reduce)
-    return torch.ops.pcssl.segment_reduce(values.contiguous(), offsets.contiguous(), REDUCTIONS.index(reduce))
+    if reduce not in REDUCTIONS:
+        check_segments(values, offsets, reduce)
+    try:
+        return torch.ops.pcssl.segment_reduce(values.contiguous(), offsets.contiguous(), REDUCTIONS.index(reduce))
+    except RuntimeError:
+        # It has looked at the offsets, faster than Python can; this says what is wrong with them.
+        check_segments(values, offsets, reduce)
+        raise
 
 
 def interpolate(
@@ -230,6 +236,8 @@ def _register_derivatives() -> None:
 
     def keep_segments(ctx, inputs, output):
         values, offsets, ctx.reduction = inputs
+        if REDUCTIONS[ctx.reduction] != "max":  # which looks at no more than their shapes
+            values, output = (x.new_empty(1, 1).expand_as(x) for x in (values, output))
         ctx.save_for_backward(values, output, offsets)
 
     def segment_gradients(ctx, grad):
