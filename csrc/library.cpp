@@ -15,4 +15,8 @@ STABLE_TORCH_LIBRARY(pcssl, m) {
   m.def("corner_weights(Tensor position, Tensor batch, Tensor sorted_keys, Tensor order, int mode) -> (Tensor, Tensor)");
   m.def("weighted_rows(Tensor features, Tensor rows, Tensor weights) -> Tensor");
   m.def("weighted_rows_grad(Tensor grad, Tensor rows, Tensor weights, SymInt num_rows) -> Tensor");
+  m.def("nearest(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius) "
+        "-> (Tensor, Tensor)");
+  m.def("radius_neighbors(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius, "
+        "int k) -> (Tensor, Tensor)");
 }

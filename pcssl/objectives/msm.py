@@ -28,10 +28,9 @@ from pcssl.data.transforms import augment
 from pcssl.data.views import Points, VoxelView, voxel_view
 from pcssl.objectives.base import Objective
 from pcssl.objectives.teacher import Teacher
-from pcssl.ops import nearest
 from pcssl.registry import register
 from pcssl.schedules import cosine
-from pcssl.sparse import Geometry, SparseTensor
+from pcssl.sparse import Geometry, SparseTensor, current_engine
 
 
 @dataclass(frozen=True)
@@ -255,6 +254,7 @@ class MSM(Objective):
     ) -> Tensor:
         """Per hidden voxel the row of the nearest teacher voxel in the other view, -1 beyond a voxel edge."""
         reach = self.data.voxel_size * prediction.stride
+        nearest = current_engine().nearest
         return nearest(origin[rows], prediction.batch[rows] ^ 1, target_origin, target.batch, reach)[0]
 
     def _regress(self, prediction: Tensor, target: Tensor) -> Tensor:

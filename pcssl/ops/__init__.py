@@ -7,7 +7,7 @@ and it is the specification that a compiled engine is tested against.
 from pcssl.ops.curves import CURVES, curve_codes
 from pcssl.ops.interpolate import interpolate
 from pcssl.ops.keys import KEY_RANGE, lookup, pack_keys, unpack_keys
-from pcssl.ops.nearest import nearest
+from pcssl.ops.nearest import nearest, radius_neighbors
 from pcssl.ops.neighbors import kernel_offsets, neighbor_table
 from pcssl.ops.segment import segment_reduce
 from pcssl.ops.sparse_conv import KernelMap, sparse_conv
@@ -24,6 +24,7 @@ __all__ = [
     "nearest",
     "neighbor_table",
     "pack_keys",
+    "radius_neighbors",
     "segment_reduce",
     "sparse_conv",
     "unpack_keys",

@@ -30,6 +30,7 @@ class Engine:
     voxelize: Callable = ops.voxelize
     segment_reduce: Callable = ops.segment_reduce
     nearest: Callable = ops.nearest
+    radius_neighbors: Callable = ops.radius_neighbors
 
 
 PREFERENCE = ("native", "reference")  # what "auto" takes, first that is there
