@@ -1,13 +1,15 @@
-"""The `native` engine: compiled operators for CPU tensors in float32.
+"""The `native` engine: compiled operators for CPU tensors.
 
-Whatever they do not take (other devices and dtypes, autocast) runs on the reference, operator
-by operator. The binary comes from csrc/ when the package is installed; without it this module
-adds no engine.
+They compute in float32. Features in bfloat16 and float16, and autocast, are converted on the way
+in and out, so that sums stay in float32. Whatever the operators do not take (other devices and
+dtypes) runs on the reference, operator by operator. The binary comes from csrc/ when the package
+is installed; without it this module adds no engine.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,12 +17,14 @@ from torch import Tensor
 
 import pcssl
 from pcssl import ops
-from pcssl.ops.curves import DEPTH, check_curve
-from pcssl.ops.interpolate import MODES, released_position
+from pcssl.ops.curves import DEPTH, check_coords, check_curve
+from pcssl.ops.interpolate import check_level, released_position
 from pcssl.ops.keys import check_range
-from pcssl.ops.segment import REDUCTIONS, check_segments
+from pcssl.ops.nearest import cell_keys, check_neighbors
+from pcssl.ops.neighbors import check_table
+from pcssl.ops.segment import REDUCTIONS, check_reduction, check_segments
 from pcssl.ops.sparse_conv import KernelMap, check_conv
-from pcssl.ops.voxelize import Voxels
+from pcssl.ops.voxelize import Voxels, check_points
 from pcssl.sparse.engine import Engine, add_engine
 
 CPUS = ("avx512", "avx2", "portable")  # instruction sets, widest first
@@ -60,25 +64,33 @@ def use_cpu(name: str) -> None:
         raise ValueError(f"instruction set {name!r} cannot be used here; known: {', '.join(CPUS)}")
 
 
-def _takes(*tensors: Tensor | None) -> bool:
-    return all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def _takes(*tensors: Tensor | None, also: tuple[torch.dtype, ...] = ()) -> bool:
+    return all(t is None or (t.device.type == "cpu" and t.dtype in (torch.float32, *also)) for t in tensors)
 
 
 def sparse_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None) -> Tensor:
-    """As `pcssl.ops.sparse_conv`."""
-    if not _takes(features, weight, bias) or torch.is_autocast_enabled("cpu"):
-        return ops.sparse_conv(features, weight, kernel_map, bias)
+    """As `pcssl.ops.sparse_conv`; half precision is that of inputs and result alone."""
     check_conv(features, weight, kernel_map, bias)
+    if not _takes(features, weight, bias, also=HALVES):
+        return ops.sparse_conv(features, weight, kernel_map, bias)
     back = None
     if features.requires_grad and torch.is_grad_enabled() and not kernel_map.symmetric:
         back = kernel_map.transposed.table
-    return torch.ops.pcssl.sparse_conv(features.contiguous(), weight, bias, kernel_map.table.contiguous(), back, False)
+    out = torch.ops.pcssl.sparse_conv(
+        features.float().contiguous(), weight.float(), None if bias is None else bias.float().contiguous(),
+        kernel_map.table.contiguous(), back, False,
+    )  # fmt: skip
+    return out.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else features.dtype)
 
 
 def neighbor_table(
     out_coords: Tensor, sorted_keys: Tensor, order: Tensor, kernel: int, stride: int = 1, dilation: int = 1
 ) -> Tensor:
     """As `pcssl.ops.neighbor_table`."""
+    check_table(out_coords, sorted_keys, order, kernel, stride, dilation)
     if out_coords.device.type != "cpu" or out_coords.dtype != torch.int32:
         return ops.neighbor_table(out_coords, sorted_keys, order, kernel, stride, dilation)
     out_coords = out_coords.contiguous()
@@ -93,6 +105,7 @@ def neighbor_table(
 
 def curve_codes(coords: Tensor, curve: str, depth: int = DEPTH) -> Tensor:
     """As `pcssl.ops.curve_codes`."""
+    check_coords(coords)
     if coords.device.type != "cpu" or coords.dtype != torch.int32 or not len(coords):
         return ops.curve_codes(coords, curve, depth)
     coords = coords.contiguous()
@@ -103,7 +116,8 @@ def curve_codes(coords: Tensor, curve: str, depth: int = DEPTH) -> Tensor:
 
 def voxelize(points: Tensor, voxel_size: float, batch: Tensor | None = None) -> Voxels:
     """As `pcssl.ops.voxelize`."""
-    if not _takes(points) or not len(points) or not voxel_size > 0:
+    check_points(points, voxel_size, batch)
+    if not _takes(points) or not len(points):
         return ops.voxelize(points, voxel_size, batch)
     scene = points.new_zeros(1, dtype=torch.int64).expand(len(points)) if batch is None else batch.long()
     keys, bounds = torch.ops.pcssl.voxel_keys(points.contiguous(), voxel_size, scene)
@@ -114,18 +128,57 @@ def voxelize(points: Tensor, voxel_size: float, batch: Tensor | None = None) -> 
     return Voxels(*torch.ops.pcssl.unique_voxels(keys))
 
 
+def nearest(
+    queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float
+) -> tuple[Tensor, Tensor]:
+    """As `pcssl.ops.nearest`."""
+    check_neighbors(queries, query_batch, points, point_batch, radius)
+    if not _takes(queries, points):
+        return ops.nearest(queries, query_batch, points, point_batch, radius)
+    return _point_neighbors(torch.ops.pcssl.nearest, queries, query_batch, points, point_batch, radius)
+
+
+def radius_neighbors(
+    queries: Tensor,
+    query_batch: Tensor,
+    points: Tensor,
+    point_batch: Tensor,
+    radius: float,
+    k: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `pcssl.ops.radius_neighbors`."""
+    check_neighbors(queries, query_batch, points, point_batch, radius, k)
+    if not _takes(queries, points):
+        return ops.radius_neighbors(queries, query_batch, points, point_batch, radius, k)
+    return _point_neighbors(torch.ops.pcssl.radius_neighbors, queries, query_batch, points, point_batch, radius, k or 0)
+
+
+def _point_neighbors(
+    operator: Callable, queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, *rest: float
+) -> tuple[Tensor, Tensor]:
+    inputs = (queries.detach(), query_batch.long(), points.detach(), point_batch.long())
+    try:
+        return operator(*(x.contiguous() for x in inputs), *rest)
+    except RuntimeError:
+        # It has looked at the points, faster than Python can; this says what is wrong with them.
+        cell_keys(queries, query_batch, rest[0], "queries")
+        cell_keys(points, point_batch, rest[0], "points")
+        raise
+
+
 def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
     """As `pcssl.ops.segment_reduce`."""
-    if not _takes(values) or values.ndim != 2 or offsets.dtype != torch.int64:
+    check_reduction(values, offsets, reduce)
+    if not _takes(values, also=HALVES):
         return ops.segment_reduce(values, offsets, reduce)
-    if reduce not in REDUCTIONS:
-        check_segments(values, offsets, reduce)
     try:
-        return torch.ops.pcssl.segment_reduce(values.contiguous(), offsets.contiguous(), REDUCTIONS.index(reduce))
+        out = torch.ops.pcssl.segment_reduce(
+            values.float().contiguous(), offsets.long().contiguous(), REDUCTIONS.index(reduce)
+        )
     except RuntimeError:
-        # It has looked at the offsets, faster than Python can; this says what is wrong with them.
-        check_segments(values, offsets, reduce)
+        check_segments(values, offsets, reduce)  # as above, slower
         raise
+    return out.to(values.dtype)
 
 
 def interpolate(
@@ -138,19 +191,18 @@ def interpolate(
     mode: str = "exact",
 ) -> Tensor:
     """As `pcssl.ops.interpolate`; a point outside the range of keys has no voxels around it."""
-    if not _takes(features, points) or not len(points) or not len(features):
+    check_level(features, coords, sorted_keys, order, points, batch, mode)
+    if not _takes(features, also=HALVES) or not _takes(points) or not len(points) or not len(features):
         return ops.interpolate(features, coords, sorted_keys, order, points, batch, mode)
     scenes = torch.stack(torch.aminmax(batch)).tolist()
     check_range([scenes[0], 0, 0, 0], [scenes[1], 0, 0, 0])
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
     with torch.no_grad():
         position = released_position(coords, points, batch) if mode == "msm" else points - 0.5
         rows, weights = torch.ops.pcssl.corner_weights(
             position.contiguous(), batch.long().contiguous(), sorted_keys.contiguous(), order.contiguous(),
             {"exact": 0, "zero": 1, "msm": 1, "nearest": 2}[mode],
         )  # fmt: skip
-    return torch.ops.pcssl.weighted_rows(features.contiguous(), rows, weights)
+    return torch.ops.pcssl.weighted_rows(features.float().contiguous(), rows, weights).to(features.dtype)
 
 
 def _register_shapes() -> None:
@@ -193,6 +245,15 @@ def _register_shapes() -> None:
     @fake("pcssl::segment_reduce_grad")
     def _(grad, values, out, offsets, reduction):
         return torch.empty_like(values)
+
+    @fake("pcssl::nearest")
+    def _(queries, query_batch, points, point_batch, radius):
+        return torch.empty_like(query_batch), queries.new_empty(queries.shape[0])
+
+    @fake("pcssl::radius_neighbors")
+    def _(queries, query_batch, points, point_batch, radius, k):
+        found = torch.library.get_ctx().new_dynamic_size()
+        return query_batch.new_empty(queries.shape[0] + 1), query_batch.new_empty(found)
 
     @fake("pcssl::corner_weights")
     def _(position, batch, sorted_keys, order, mode):
@@ -267,5 +328,8 @@ if LIBRARY is not None:
     _register_shapes()
     _register_derivatives()
     add_engine(
-        Engine("native", sparse_conv, neighbor_table, interpolate, curve_codes, voxelize, segment_reduce)
+        Engine(
+            "native", sparse_conv, neighbor_table, interpolate, curve_codes, voxelize, segment_reduce, nearest,
+            radius_neighbors,
+        )  # fmt: skip
     )
