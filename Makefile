@@ -6,7 +6,7 @@ VENV ?= .venv
 CONFIG ?= configs/msm_rooms.yaml
 BIN := $(VENV)/bin
 
-.PHONY: install train test lint clean
+.PHONY: install train test sanitize lint clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,9 @@ train: install
 
 test: install
 	$(BIN)/python -m pytest
+
+sanitize: install
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow tests/test_sanitizers.py
 
 lint: install
 	$(BIN)/ruff check .

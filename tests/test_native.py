@@ -280,6 +280,23 @@ def test_conv_addresses_more_than_2_to_the_31_elements():
         close(weight.grad[0], small.t() @ grad.double())
 
 
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("c_in, c_out", [(3, 32), (64, 64), (256, 512)])
+def test_conv_needs_little_memory_besides_its_tensors(threads, count, c_in, c_out):
+    # 8 MB a thread and one copy of the weight, its channels rounded up to whole vectors.
+    threads(count)
+    geometry = Geometry(torch.cartesian_prod(torch.arange(1), *[torch.arange(8)] * 3).int())
+    for kernel_map in (geometry.submanifold_map(3), geometry.down_map(2)):
+        features, grad = torch.randn(kernel_map.num_in, c_in), torch.randn(kernel_map.num_out, c_out)
+        weight = torch.randn(kernel_map.table.shape[0], c_in, c_out)
+        allowed = count * (8 << 20) + 4 * len(weight) * (c_in + 31) * (c_out + 31)
+        native.scratch_peak()
+        native.sparse_conv(features, weight, kernel_map)
+        assert 4 * weight.numel() <= native.scratch_peak() <= allowed
+        torch.ops.pcssl.sparse_conv_weight_grad(features, grad, kernel_map.table)
+        assert 4 * weight.numel() <= native.scratch_peak() <= allowed
+
+
 @pytest.mark.slow
 def test_conv_writes_more_than_2_to_the_31_elements():
     rows = 2**25 + 8  # 8.6 GB for the result, and as much for the gradient

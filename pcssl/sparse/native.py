@@ -9,6 +9,7 @@ is installed; without it this module adds no engine.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,8 @@ CPUS = ("avx512", "avx2", "portable")  # instruction sets, widest first
 
 
 def _find_library() -> Path | None:
+    if chosen := os.environ.get("PCSSL_LIBRARY"):  # another build, such as the one with sanitizers
+        return Path(chosen)
     # An editable install puts the binary in site-packages, not beside this file.
     for folder in pcssl.__path__:
         path = Path(folder) / "pcssl_native.so"
@@ -47,6 +50,7 @@ def _symbols() -> ctypes.CDLL:
         raise RuntimeError("the compiled operators of pcssl are not built")
     library = ctypes.CDLL(str(LIBRARY))
     library.pcssl_cpu.restype = ctypes.c_char_p
+    library.pcssl_scratch_peak.restype = ctypes.c_int64
     return library
 
 
@@ -62,6 +66,11 @@ def use_cpu(name: str) -> None:
     """
     if not _symbols().pcssl_use_cpu(name.encode()):
         raise ValueError(f"instruction set {name!r} cannot be used here; known: {', '.join(CPUS)}")
+
+
+def scratch_peak() -> int:
+    """The most bytes that the operators held at any one time since the last call, besides inputs and results."""
+    return _symbols().pcssl_scratch_peak()
 
 
 HALVES = (torch.bfloat16, torch.float16)
