@@ -7,7 +7,7 @@ EXTRAS ?= dev
 CONFIG ?= configs/msm_rooms.yaml
 BIN := $(VENV)/bin
 
-.PHONY: install train test test-spconv lint clean
+.PHONY: install train test test-spconv sanitize lint clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,8 @@ test-spconv: SPCONV_VENV = .venv-spconv$(if $(SCATTER),-scatter)
 test-spconv:
 	$(MAKE) install VENV=$(SPCONV_VENV) EXTRAS=test,spconv$(if $(SCATTER),,-only)
 	$(SPCONV_VENV)/bin/python -m pytest -m "spconv and not gpu"
+sanitize: install
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow tests/test_sanitizers.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -145,9 +145,8 @@ class SortedOutputs {
       for (int64_t i = 0; i < count; ++i) rows_[i] = static_cast<int32_t>(i);
       return;
     }
-    const Scratch<KeyRow> pairs(count), spare(count);
-    for (int64_t i = 0; i < count; ++i) pairs[i] = {keys[i], static_cast<int32_t>(i)};
-    const KeyRow* sorted = sort_by_key(pairs.get(), spare.get(), count);
+    const Scratch<KeyRow<int64_t>> pairs(count), spare(count);
+    const KeyRow<int64_t>* sorted = sort_by_key(keys, count, pairs.get(), spare.get());
     for (int64_t i = 0; i < count; ++i) {
       keys_[i] = sorted[i].key;
       rows_[i] = sorted[i].row;

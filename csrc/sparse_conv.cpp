@@ -17,6 +17,7 @@ namespace pcssl {
 namespace {
 
 constexpr int64_t kCache = 768 << 10;  // bytes of a thread's sums and panel: most of a 1 MB L2 cache
+constexpr int64_t kSums = 6 << 20;     // bytes of a thread's sums for the gradient of the weight
 
 struct Weight {  // [k][in][out] at any strides
   const float* data;
@@ -151,8 +152,9 @@ class WeightGradient {
   WeightGradient(const float* features, int64_t in, const float* grad, int64_t out, const int32_t* map,
                  int64_t offsets, int64_t rows, int64_t num_in)
       : features_(features), grad_(grad), map_(map), in_(in), out_(out), offsets_(offsets), rows_(rows),
-        num_in_(num_in), workers_(threads()), parts_(std::min<int64_t>(workers_, parts_of(6 * workers_, offsets))),
-        ld_(round_up(in, cpu_.lanes)), size_(round_up(out, cpu_.outer_rows) * ld_), sums_(parts_ * offsets * size_) {}
+        num_in_(num_in), workers_(threads()), ld_(round_up(in, cpu_.lanes)), size_(round_up(out, cpu_.outer_rows) * ld_),
+        parts_(std::min({int64_t{workers_}, parts_of(6 * workers_, offsets), affordable()})),
+        sums_(parts_ * offsets * size_) {}
 
   bool run() {
     const auto tasks = workers_ > 1 ? share(map_, offsets_, rows_, parts_, workers_) : all_tasks();
@@ -173,6 +175,9 @@ class WeightGradient {
   }
 
  private:
+  // Parts whose sums take no more than kSums bytes a thread; one in any case.
+  int64_t affordable() const { return std::max<int64_t>(1, workers_ * kSums / (4 * offsets_ * size_)); }
+
   // Rows after which a thread goes on to its next offset: few enough for features and gradients
   // to stay in the cache over all offsets, many enough for an offset's sums to be worth loading.
   int64_t stretch() const { return std::clamp<int64_t>(16 * std::max(in_, out_), 1024, 8192); }
@@ -224,7 +229,7 @@ class WeightGradient {
   const int32_t* map_;
   const int64_t in_, out_, offsets_, rows_, num_in_;
   const int workers_;
-  const int64_t parts_, ld_, size_;
+  const int64_t ld_, size_, parts_;
   const Scratch<float> sums_;
   std::atomic<bool> valid_{true};
 };

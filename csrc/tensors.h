@@ -5,9 +5,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
 #include <cstdint>
 #include <initializer_list>
-#include <memory>
+#include <new>
 #include <vector>
 
 namespace pcssl {
@@ -44,20 +45,32 @@ Tensor make(const Tensor& like, std::initializer_list<int64_t> shape) {
   return torch::stable::new_empty(like, {shape.begin(), shape.size()}, TypeOf<T>::value);
 }
 
+// Bytes of scratch memory in use, and the most there were; see `pcssl_scratch_peak`.
+inline std::atomic<int64_t> scratch_now{0}, scratch_peak{0};
+
 // Scratch memory at the boundary of a cache line, not initialised.
 template <typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(::operator new(sizeof(T) * (count > 0 ? count : 1), std::align_val_t(64)))) {}
-  ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
+      : bytes_(static_cast<int64_t>(sizeof(T)) * (count > 0 ? count : 1)),
+        data_(static_cast<T*>(::operator new(bytes_, std::align_val_t(64)))) {
+    const int64_t now = scratch_now += bytes_;
+    for (int64_t peak = scratch_peak; peak < now && !scratch_peak.compare_exchange_weak(peak, now);) {
+    }
+  }
+  ~Scratch() {
+    ::operator delete(data_, std::align_val_t(64));
+    scratch_now -= bytes_;
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   T* get() const { return data_; }
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  T* data_;
+  const int64_t bytes_;
+  T* const data_;
 };
 
 inline int threads() { return static_cast<int>(torch::stable::get_num_threads()); }

@@ -104,7 +104,7 @@ def test_voxelize_edges(target):
     assert len(voxelize(points[:0])) == 0
     for bad, message in (([0, float("nan"), 0], "NaN"), ([0, 65536, 0], "outside"), ([1e30, 0, 0], "outside")):
         with pytest.raises(ValueError, match=message):
-            voxelize(torch.tensor([bad, [0, 0, 0]]))
+            voxelize(torch.tensor([bad, [0, 0, 0]], dtype=torch.float32))
     with pytest.raises(ValueError, match="batch index"):
         voxelize(points, batch=torch.tensor([0, 4096]))
     with pytest.raises(ValueError, match="positive"):

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from scipy.spatial import cKDTree
 
 from pcssl import ops
 from pcssl.data.rooms import generate_room
@@ -207,11 +208,111 @@ def test_conv_takes_strided_inputs():
 
 def test_conv_falls_back_to_the_reference():
     kernel_map = Geometry(random_coords(300, 6)).submanifold_map(3)
-    features, weight = torch.randn(kernel_map.num_in, 4), torch.randn(27, 4, 4)
-    got = native.sparse_conv(features.double(), weight.double(), kernel_map)
-    assert torch.equal(got, ops.sparse_conv(features.double(), weight.double(), kernel_map))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert native.sparse_conv(features, weight, kernel_map).dtype == torch.bfloat16
+    features, weight = torch.randn(kernel_map.num_in, 4).double(), torch.randn(27, 4, 4).double()
+    assert torch.equal(native.sparse_conv(features, weight, kernel_map), ops.sparse_conv(features, weight, kernel_map))
+
+
+HALVES = {torch.bfloat16: 2**-8, torch.float16: 2**-11}  # how far rounding moves a number
+
+
+def close_after_rounding(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> None:
+    """Within what rounding the result alone does, besides float32's own error."""
+    assert got.dtype == dtype and got.shape == want.shape
+    atol = TOLERANCE * float(want.abs().max())
+    torch.testing.assert_close(got.double(), want, rtol=HALVES.get(dtype, 0), atol=atol)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_conv_in_half_precision_rounds_only_its_results(dtype, bias):
+    kernel_map = Geometry(room_coords()).down_map(3)
+    inputs = [torch.randn(kernel_map.num_in, 12), 0.1 * torch.randn(27, 12, 20), torch.randn(20)][: 2 + bias]
+    inputs, grad = [x.to(dtype) for x in inputs], torch.randn(kernel_map.num_out, 20).to(dtype)
+    results = []
+    for function, kind in ((native.sparse_conv, dtype), (ops.sparse_conv, torch.float64)):
+        x = [x.to(kind).detach().requires_grad_() for x in inputs]
+        out = function(*x[:2], kernel_map, *x[2:])
+        out.backward(grad.to(kind))
+        results.append([out.detach(), *(x.grad for x in x)])
+    for got, want in zip(*results):
+        close_after_rounding(got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_conv_under_autocast(dtype):
+    kernel_map = Geometry(room_coords()).submanifold_map(3)
+    features, weight = torch.randn(kernel_map.num_in, 8), torch.randn(27, 8, 10)
+    inputs = [x.requires_grad_() for x in (features, weight)]
+    with torch.autocast("cpu", dtype=dtype):
+        out = native.sparse_conv(*inputs, kernel_map)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    want = ops.sparse_conv(*exact, kernel_map)
+    want.backward(grad.double())
+    close_after_rounding(out.detach(), want.detach(), dtype)
+    for got, x in zip(inputs, exact):
+        close_after_rounding(got.grad, x.grad, torch.float32)
+
+
+def test_conv_adds_up_the_weight_gradient_in_float32():
+    # 257 rows of ones: a number that bfloat16 does not have, and 256 + 1 is 256 there.
+    weight = torch.ones(1, 1, 1, requires_grad=True)
+    identity = KernelMap(torch.arange(257).int()[None], 257)
+    features = torch.ones(257, 1, dtype=torch.bfloat16)
+    native.sparse_conv(features, weight, identity).sum().backward()
+    assert float(weight.grad) == 257
+
+
+def test_conv_addresses_more_than_2_to_the_31_elements():
+    # Memory that nobody writes takes no room: only the rows that the table names are there.
+    rows = 2**25 + 8
+    features = torch.empty(rows, 64)
+    last = torch.tensor([0, rows // 2, rows - 2, rows - 1], dtype=torch.int32)
+    features[last.long()] = torch.randn(4, 64)
+    small = features[last.long()].double()
+    weight, grad = torch.randn(1, 64, 3, requires_grad=True), torch.randn(4, 3)
+    for function in (native.sparse_conv, ops.sparse_conv):
+        weight.grad = None
+        out = function(features, weight, KernelMap(last[None], rows))
+        out.backward(grad)
+        close(out.detach(), small @ weight.detach()[0].double())
+        close(weight.grad[0], small.t() @ grad.double())
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("c_in, c_out", [(3, 32), (64, 64), (256, 512)])
+def test_conv_needs_little_memory_besides_its_tensors(threads, count, c_in, c_out):
+    # 8 MB a thread and one copy of the weight, its channels rounded up to whole vectors.
+    threads(count)
+    geometry = Geometry(torch.cartesian_prod(torch.arange(1), *[torch.arange(8)] * 3).int())
+    for kernel_map in (geometry.submanifold_map(3), geometry.down_map(2)):
+        features, grad = torch.randn(kernel_map.num_in, c_in), torch.randn(kernel_map.num_out, c_out)
+        weight = torch.randn(kernel_map.table.shape[0], c_in, c_out)
+        allowed = count * (8 << 20) + 4 * len(weight) * (c_in + 31) * (c_out + 31)
+        native.scratch_peak()
+        native.sparse_conv(features, weight, kernel_map)
+        assert 4 * weight.numel() <= native.scratch_peak() <= allowed
+        torch.ops.pcssl.sparse_conv_weight_grad(features, grad, kernel_map.table)
+        assert 4 * weight.numel() <= native.scratch_peak() <= allowed
+
+
+@pytest.mark.slow
+def test_conv_writes_more_than_2_to_the_31_elements():
+    rows = 2**25 + 8  # 8.6 GB for the result, and as much for the gradient
+    table = torch.full((1, rows), -1, dtype=torch.int32)
+    table[0, -1] = 0
+    features, weight = torch.ones(1, 2, requires_grad=True), torch.randn(1, 2, 64)
+    out = native.sparse_conv(features, weight, KernelMap(table, 1))
+    assert not out[:8].any() and not out[rows // 2 : rows // 2 + 8].any()
+    close(out[-1].detach(), weight[0].sum(0))
+    # The way back: 2 ** 31 elements of features, of which one row has a gradient.
+    back = KernelMap(torch.tensor([[rows - 1]], dtype=torch.int32), rows)
+    del out
+    features = torch.empty(rows, 64, requires_grad=True)
+    native.sparse_conv(features, weight.transpose(1, 2), back).sum().backward()
+    close(features.grad[-1], weight[0].sum(0))
+    assert not features.grad[rows - 9 : -1].any()
 
 
 def test_conv_refuses_what_does_not_fit():
@@ -223,11 +324,11 @@ def test_conv_refuses_what_does_not_fit():
         native.sparse_conv(features, weight[:8], kernel_map)
     with pytest.raises(ValueError, match="bias is"):
         native.sparse_conv(features, weight, kernel_map, torch.zeros(4))
-    wrong = KernelMap(kernel_map.table + 5, kernel_map.num_in)
+    wrong = kernel_map.table + 5
     with pytest.raises(RuntimeError, match="names rows"):
-        native.sparse_conv(features, weight, wrong)
+        torch.ops.pcssl.sparse_conv(features, weight, None, wrong, None, False)
     with pytest.raises(RuntimeError, match="names rows"):
-        torch.ops.pcssl.sparse_conv_weight_grad(features, features, wrong.table)
+        torch.ops.pcssl.sparse_conv_weight_grad(features, features, wrong)
 
 
 def test_conv_second_derivative_says_so():
@@ -265,23 +366,44 @@ def test_opcheck_neighbor_table():
 # Voxels, curves, segments
 
 
+def same_voxels(points: torch.Tensor, voxel_size: float, batch: torch.Tensor | None = None) -> None:
+    got, want = native.voxelize(points, voxel_size, batch), ops.voxelize(points, voxel_size, batch)
+    assert all(torch.equal(getattr(got, f), getattr(want, f)) for f in ("coords", "inverse", "counts"))
+
+
 @pytest.mark.parametrize("voxel_size", [0.02, 0.1, 1 / 3])
-def test_voxelize(voxel_size):
+def test_voxelize(cpu, voxel_size):
     g = torch.Generator().manual_seed(0)
     points, batch = torch.randn(5000, 3, generator=g) * 2, torch.randint(0, 5, (5000,), generator=g)
     # Some points lie on the faces of voxels, where rounding decides.
     points[:500] = (points[:500] / voxel_size).round() * voxel_size
-    for scene in (batch, None):
-        got, want = native.voxelize(points, voxel_size, scene), ops.voxelize(points, voxel_size, scene)
-        assert all(torch.equal(getattr(got, f), getattr(want, f)) for f in ("coords", "inverse", "counts"))
-    assert torch.equal(got.mean(points), want.mean(points))
+    for scene in (batch, batch.int(), batch[:1].expand(5000), None):
+        same_voxels(points, voxel_size, scene)
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 129])
+def test_voxelize_a_few_points(cpu, count):
+    same_voxels(10 * torch.randn(count, 3), 0.3)
+
+
+@pytest.mark.parametrize("extent", [1, 30, 60000])
+def test_voxelize_many_points(threads, extent):
+    # Near and far apart: keys that are short, and keys of more than 32 bits.
+    g = torch.Generator().manual_seed(0)
+    points = (torch.rand(150_000, 3, generator=g) - 0.5) * extent
+    batch = torch.randint(0, 3, (150_000,), generator=g)
+    for count in (1, 3):
+        threads(count)
+        same_voxels(points, 0.5, batch)
 
 
 def test_voxelize_edges():
     points = torch.tensor([[65535.5, -65536, 0], [65535.2, -65536, 0.5]])
     assert native.voxelize(points, 1).coords.tolist() == [[0, 65535, -65536, 0]]
+    corners = torch.tensor(list(itertools.product((-65536.0, 65535.5), repeat=3)))
+    same_voxels(corners.repeat(2, 1), 1, torch.tensor([0] * 8 + [4095] * 8))
     assert len(native.voxelize(points[:0], 1).coords) == 0
-    for bad, message in (([float("nan")] * 3, "NaN"), ([0, 65536, 0], "outside"), ([1e30, 0, 0], "outside")):
+    for bad, message in (([float("nan")] * 3, "NaN"), ([0.0, 65536, 0], "outside"), ([1e30, 0, 0], "outside")):
         with pytest.raises(ValueError, match=message):
             native.voxelize(torch.tensor([bad, [0, 0, 0]]), 1)
     with pytest.raises(ValueError, match="batch index"):
@@ -306,23 +428,67 @@ def test_curve_codes_refuses_unknown_curves():
 
 
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
-@pytest.mark.parametrize("channels", [1, 5, 32])
-def test_segment_reduce(reduce, channels):
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 8, 13, 16, 32, 41, 200])
+def test_segment_reduce(cpu, threads, reduce, channels):
     g = torch.Generator().manual_seed(0)
     # Rounded, so that some maxima are shared; not to 0, with which torch's own gradient shares a maximum of 0.
-    values = torch.randn(4000, channels, generator=g).mul(2).round() + 0.25
-    inner = torch.randint(0, 4001, (700,), generator=g).sort()[0]
-    offsets = torch.cat([inner.new_zeros(2), inner, inner.new_full((2,), 4000)])
+    values = torch.randn(900, channels, generator=g).mul(2).round() + 0.25
+    inner = torch.randint(0, 901, (300,), generator=g).sort()[0]
+    offsets = torch.cat([inner.new_zeros(2), inner, inner.new_full((2,), 900)])
     grad = torch.randn(len(offsets) - 1, channels, generator=g)
-    results = []
-    for function, dtype in ((native.segment_reduce, torch.float32), (ops.segment_reduce, torch.float64)):
-        x = values.to(dtype).detach().requires_grad_()
-        out = function(x, offsets, reduce)
-        out.backward(grad.to(dtype))
-        results.append((out.detach(), x.grad))
-    for got, want in zip(*results):
-        close(got, want)
+    want = reduce_with_gradient(ops, values.double(), offsets, reduce, grad)
+    for count in (1, 3):
+        threads(count)
+        for got, exact in zip(reduce_with_gradient(native, values, offsets, reduce, grad), want):
+            close(got, exact)
     assert native.segment_reduce(values[:0], offsets[:1], reduce).shape == (0, channels)
+
+
+def reduce_with_gradient(engine, values, offsets, reduce, grad):
+    x = values.clone().requires_grad_()
+    out = engine.segment_reduce(x, offsets, reduce)
+    out.backward(grad.to(x.dtype))
+    return out.detach(), x.grad
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+def test_the_maximum_of_what_is_not_a_number_is_not_a_number(cpu, channels):
+    values = torch.zeros(5, channels)
+    values[1, 0] = values[4, 2] = float("nan")
+    got = native.segment_reduce(values, torch.tensor([0, 3, 5]), "max")
+    assert torch.nonzero(got.isnan()).tolist() == [[0, 0], [1, 2]]
+
+
+def test_segments_of_no_channels():
+    assert native.segment_reduce(torch.zeros(4, 0), torch.tensor([0, 1, 4])).shape == (2, 0)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+def test_segments_in_half_precision(dtype, reduce):
+    values, offsets, grad = torch.randn(600, 7).to(dtype), torch.arange(0, 601, 30), torch.randn(20, 7).to(dtype)
+    want = reduce_with_gradient(ops, values.double(), offsets, reduce, grad)
+    for got, exact in zip(reduce_with_gradient(native, values, offsets, reduce, grad), want):
+        close_after_rounding(got, exact, dtype)
+
+
+def test_sums_and_means_of_segments_do_not_keep_their_values():
+    values, offsets = torch.randn(100, 4, requires_grad=True), torch.arange(0, 101, 10)
+    for reduce, kept in (("sum", False), ("mean", False), ("max", True)):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x) or x, lambda x: x):
+            native.segment_reduce(values, offsets, reduce)
+        assert any(x.untyped_storage().data_ptr() == values.untyped_storage().data_ptr() for x in saved) == kept
+
+
+@pytest.mark.slow
+def test_segments_of_more_than_2_to_the_31_elements():
+    values = torch.empty(2**25 + 8, 64)  # not written, so it takes no room and reads as zeros
+    values[-8:] = 1
+    offsets = torch.arange(0, len(values) + 1, 8)
+    for reduce, sum_of_ones in (("sum", 8), ("mean", 1), ("max", 1)):
+        out = native.segment_reduce(values, offsets, reduce)
+        assert (out[-1] == sum_of_ones).all() and float(out.sum()) == 64 * sum_of_ones
 
 
 def test_segment_reduce_refuses():
@@ -330,6 +496,74 @@ def test_segment_reduce_refuses():
     for offsets, message in (([0, 3], "rise from 0"), ([0, 3, 2, 4], "must not fall"), ([1, 4], "rise from 0")):
         with pytest.raises(ValueError, match=message):
             native.segment_reduce(values, torch.tensor(offsets))
+
+
+# Points near other points
+
+
+def two_views(seed=0, count=400, scenes=3):
+    g = torch.Generator().manual_seed(seed)
+    queries, points = (torch.rand(n, 3, generator=g) * 2 - 1 for n in (count, count + 50))
+    # Copies: points at distance 0, and points that are equally near.
+    points = torch.cat([points, queries[:50], queries[:50], points[:50]])
+    batches = (torch.randint(scenes, (len(x),), generator=g) for x in (queries, points))
+    return queries, next(batches), points, next(batches)
+
+
+def all_equal(got, want) -> bool:
+    return len(got) == len(want) and all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.1, 0.4, 5.0])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_point_neighbors(threads, radius, count):
+    threads(count)
+    views = two_views()
+    (got, distance), (want, exact) = (engine.nearest(*views, radius) for engine in (native, ops))
+    assert torch.equal(got, want)
+    torch.testing.assert_close(distance, exact)
+    for k in (None, 1, 3):
+        assert all_equal(native.radius_neighbors(*views, radius, k), ops.radius_neighbors(*views, radius, k))
+
+
+def test_point_neighbors_of_two_views_of_a_room():
+    points = torch.from_numpy(generate_room(0, 1).vertices)
+    views = [native.voxelize(part, 0.08).mean(part) for part in (points[::2], points[1::2] + 0.01)]
+    batch = [torch.zeros(len(view), dtype=torch.int32) for view in views]
+    inputs = views[0], batch[0], views[1], batch[1], 0.16
+    assert torch.equal(native.nearest(*inputs)[0], ops.nearest(*inputs)[0])
+    found, all_of_them = native.radius_neighbors(*inputs)
+    assert all_equal((found, all_of_them), ops.radius_neighbors(*inputs))
+    counts = cKDTree(views[1].double().numpy()).query_ball_point(views[0].double().numpy(), 0.16, return_length=True)
+    assert (torch.from_numpy(counts) != found.diff()).sum() <= 2  # at the radius itself rounding decides
+
+
+def test_equally_near_points_are_in_the_order_of_their_rows():
+    grid = torch.cartesian_prod(*[torch.arange(-2.0, 3)] * 3)
+    grid = grid[torch.randperm(125)]
+    zero = torch.zeros(125, dtype=torch.int64)
+    for radius in (1.0, 2.0, 3.0):  # with points at the radius, which belong to it
+        views = grid, zero, grid, zero, radius
+        assert all_equal(native.radius_neighbors(*views), ops.radius_neighbors(*views))
+        assert torch.equal(native.nearest(*views)[0], torch.arange(125))
+
+
+def test_point_neighbors_at_the_edge_of_the_range():
+    # Corners of the range: a step further would be another column, scene or number.
+    edge = 65535.4 * 1.01
+    corners = torch.tensor(list(itertools.product((-edge, edge), repeat=3)))
+    points = torch.cat([corners, corners * 0.99999])
+    batch = torch.tensor([0, 4095]).repeat_interleave(8).repeat(2)
+    views = points.repeat(2, 1), batch, points.repeat(2, 1), batch, 1.0
+    assert all_equal(native.radius_neighbors(*views), ops.radius_neighbors(*views))
+
+
+def test_point_neighbors_among_nothing():
+    queries, query_batch, points, point_batch = two_views()
+    for q, p in ((0, 3), (3, 0), (0, 0)):
+        views = queries[:q], query_batch[:q], points[:p], point_batch[:p], 0.1
+        assert all_equal(native.nearest(*views), ops.nearest(*views))
+        assert all_equal(native.radius_neighbors(*views), ops.radius_neighbors(*views))
 
 
 # Interpolation
@@ -389,13 +623,32 @@ def test_interpolate_threads_give_the_same_bits(threads):
     assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0]))
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("mode", ["exact", "zero", "nearest", "msm"])
+def test_interpolate_in_half_precision(dtype, mode):
+    coords = random_coords(300, 7)
+    keys, order = torch.sort(ops.pack_keys(coords))
+    points, batch = torch.rand(200, 3) * 7, torch.randint(0, 2, (200,))
+    features, grad, results = torch.randn(len(coords), 5).to(dtype), torch.randn(200, 5).to(dtype), []
+    for function, kind in ((native.interpolate, dtype), (ops.interpolate, torch.float64)):
+        x = features.to(kind).detach().requires_grad_()
+        out = function(x, coords, keys, order, points, batch, mode)
+        out.backward(grad.to(kind))
+        results.append((out.detach(), x.grad))
+    for got, want in zip(*results):
+        close_after_rounding(got, want, dtype)
+
+
 def test_opcheck_others():
     native_ops, coords = torch.ops.pcssl, random_coords(200, 5)
     keys, order = torch.sort(ops.pack_keys(coords))
     points, batch = torch.rand(50, 3) * 5, torch.zeros(50, dtype=torch.int64)
     check = torch.library.opcheck
     check(native_ops.voxel_keys, (points, 0.5, batch))
+    check(native_ops.voxel_keys, (points, 0.5, batch[:1].expand(50)))
     check(native_ops.unique_voxels, (keys,))
+    check(native_ops.nearest, (points, batch, points + 0.1, batch, 0.5))
+    check(native_ops.radius_neighbors, (points, batch, points + 0.1, batch, 0.5, 4))
     check(native_ops.curve_codes, (coords, True, True, 16))
     values, offsets = torch.randn(10, 3, requires_grad=True), torch.tensor([0, 4, 4, 10])
     for reduction in range(3):

@@ -22,6 +22,7 @@ from pcssl.ops import (
     nearest,
     neighbor_table,
     pack_keys,
+    radius_neighbors,
     segment_reduce,
     sparse_conv,
     unpack_keys,
@@ -694,6 +695,40 @@ def test_nearest_needs_a_positive_radius(radius):
         nearest(point, zero, point, zero, radius)
 
 
+@pytest.mark.parametrize("radius", [0.05, 0.3, 3.0])
+@pytest.mark.parametrize("k", [None, 1, 4])
+def test_radius_neighbors_agree_with_a_tree(radius, k):
+    g = rng(16)
+    points, queries = (torch.rand(n, 3, generator=g, dtype=torch.float64) * 2 - 1 for n in (300, 80))
+    point_batch, query_batch = torch.randint(3, (300,), generator=g), torch.randint(4, (80,), generator=g)
+    offsets, indices = radius_neighbors(queries, query_batch, points, point_batch, radius, k)
+    assert offsets.dtype == indices.dtype == torch.int64
+    assert offsets.shape == (81,) and int(offsets[0]) == 0 and int(offsets[-1]) == len(indices)
+    for q, (query, scene) in enumerate(zip(queries, query_batch)):
+        rows = torch.nonzero(point_batch == scene)[:, 0]
+        near = cKDTree(points[rows].numpy()).query_ball_point(query.numpy(), radius) if len(rows) else []
+        near = rows[torch.tensor(near, dtype=torch.int64)]
+        expected = near[(points[near] - query).norm(dim=1).argsort()][:k]
+        assert indices[offsets[q] : offsets[q + 1]].tolist() == expected.tolist()
+
+
+def test_points_are_near_however_they_are_rounded():
+    # Far from the origin a point can be rounded into the cell beyond the next one.
+    start = torch.arange(-60000.0, 60000.0, 1.7)
+    queries = torch.stack([start, torch.zeros_like(start), torch.zeros_like(start)], 1)
+    points, zero = queries + torch.tensor([1.0, 0, 0]), torch.zeros(len(start)).long()
+    exact = (points.double() - queries.double()).norm(dim=1) <= 1
+    offsets, _ = radius_neighbors(queries, zero, points, zero, 1.0)
+    assert (offsets.diff()[exact] >= 1).all()
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_radius_neighbors_need_a_positive_number(k):
+    point, zero = torch.zeros(1, 3), torch.zeros(1).long()
+    with pytest.raises(ValueError, match="k must be positive"):
+        radius_neighbors(point, zero, point, zero, 1.0, k)
+
+
 # Segments
 
 
@@ -728,7 +763,7 @@ def test_segment_gradients(reduce):
         ([0, 4], "sum", "rise from 0 to 5"),
         ([1, 5], "sum", "rise from 0 to 5"),
         ([], "sum", "rise from 0 to 5"),
-        ([[0, 5]], "sum", "rise from 0 to 5"),
+        ([[0, 5]], "sum", "offsets must be"),
         ([0, 4, 2, 5], "sum", "fall"),
     ],
 )

@@ -3,11 +3,24 @@
 
 #include <stdint.h>
 
+#include "../keys.h"
+
 namespace pcssl {
 
 // Panels are copies of a few hundred feature rows, laid out so that `multiply` and `outer`
 // read them in order: they stay in the L2 cache, whatever the size of the scene.
 constexpr int kLeftStrip = 16;
+
+constexpr float kFar = 1e9f;  // beyond any voxel that has a key, and still an int32
+
+enum Reduction { kSum, kMean, kMax };
+
+// Segments first..last - 1 of rows of `channels` floats: segment i is the rows
+// offsets[i]..offsets[i + 1] - 1.
+struct Segments {
+  const int64_t* offsets;
+  int64_t first, last, channels;
+};
 
 struct Kernels {
   const char* name;
@@ -39,6 +52,30 @@ struct Kernels {
 
   // y[0..n) += scale * x[0..n)
   void (*add_scaled)(const float* x, float scale, int64_t n, float* y);
+
+  // Whether the numbers, one at least, are not negative and do not fall.
+  bool (*rising)(const int64_t* numbers, int64_t count);
+
+  // out[i] = the reduction of segment i, 0 where it is empty.
+  void (*reduce)(const Segments& segments, Reduction reduction, const float* values, float* out);
+
+  // The gradient of `reduce`: to[r] for the rows of the segments. values and out are read by the
+  // maximum alone; rows that share it share its gradient.
+  void (*reduce_grad)(const Segments& segments, Reduction reduction, const float* grad, const float* values,
+                      const float* out, float* to);
+
+  // Keys of [batch, floor(points / edge)]; point i is of scene batch[i * step]. low and high
+  // [batch, x, y, z]: widened to hold all of them, where far outside counts as kFar. Returns
+  // whether all points are finite.
+  bool (*voxel_keys)(const float* points, const int64_t* batch, int64_t step, int64_t count, float edge, int64_t* keys,
+                     int64_t* low, int64_t* high);
+
+  // low and high [batch, x, y, z] of keys, axes from 0 on: widened to hold all of them.
+  void (*key_bounds)(const int64_t* keys, int64_t count, int64_t* low, int64_t* high);
+
+  // Keys of at most 32 bits, and the coords (count, 4) [batch, x, y, z] of such keys.
+  void (*shorten)(const int64_t* keys, int64_t count, const ShortKeys& how, uint32_t* shortened);
+  void (*coords_of)(const uint32_t* keys, int64_t count, const ShortKeys& how, int32_t* coords);
 };
 
 const Kernels* avx512_kernels();

@@ -16,6 +16,9 @@ namespace {
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef float LooseVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
+typedef int32_t LooseIntVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
 constexpr int kStrip = TILE_VECS * LANES;
 constexpr int kOuterStrip = OUTER_VECS * LANES;
 // Depth of a pass over a strip: 192 x 32 floats of weights and 12 rows of features fit the L1 cache.
@@ -189,9 +192,19 @@ void add_scaled(const float* x, float scale, int64_t n, float* y) {
   for (; i < n; ++i) y[i] += scale * x[i];
 }
 
+}  // namespace
+}  // namespace pcssl
+
+#include "segment_kernels.h"
+#include "voxel_kernels.h"
+
+namespace pcssl {
+namespace {
+
 constexpr Kernels make_kernels(const char* name) {
   return {name, LANES, TILE_ROWS, kStrip, OUTER_ROWS, kOuterStrip, compact, gather_tiles, multiply,
-          gather_left, gather_right, outer, add_scaled};
+          gather_left, gather_right, outer, add_scaled, rising, reduce, reduce_grad, voxel_keys, key_bounds,
+          shorten, coords_of};
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pcssl.data.scene import Scene
-from pcssl.ops import voxelize
+from pcssl.sparse import current_engine
 
 IN_CHANNELS = 6
 
@@ -60,7 +60,7 @@ def voxel_view(points: Points, voxel_size: float, offset: Tensor | None = None) 
     low = points.coord.amin(0)
     # The product can round to above the lowest point, which would then have index -1.
     shift = torch.minimum(torch.floor(low / voxel_size) * voxel_size, low)
-    voxels = voxelize(points.coord - shift, voxel_size)
+    voxels = current_engine().voxelize(points.coord - shift, voxel_size)
     mean = voxels.mean(torch.cat([points.color / 127.5 - 1, points.normal, points.origin], 1))
     color, normal, origin = mean.split(3, 1)
     features = torch.cat([color, F.normalize(normal, dim=1)], 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pcssl.ops.checks import INTEGER, check_tensors
+
 DEPTH = 16  # bits an axis
 CURVES = ("xyz_z-order", "yxz_z-order", "xyz_hilbert", "yxz_hilbert")
 
@@ -16,6 +18,7 @@ def curve_codes(coords: Tensor, curve: str, depth: int = DEPTH) -> Tensor:
     curve: one of CURVES; "yxz" swaps the first two axes. depth: bits an axis, at most 16.
     Returns (N,) int64 with the batch index above the lowest 3 * depth bits.
     """
+    check_coords(coords)
     batch, axes = coords[:, 0].long(), coords[:, 1:].long()
     check_curve(curve, depth, *([int(axes.min()), int(axes.max())] if axes.numel() else [0, 0]))
     if curve.startswith("yxz"):
@@ -23,6 +26,11 @@ def curve_codes(coords: Tensor, curve: str, depth: int = DEPTH) -> Tensor:
     if curve.endswith("hilbert"):
         axes = _hilbert_transpose(axes, depth)
     return (batch << (3 * depth)) | _interleave(axes, hilbert=curve.endswith("hilbert"))
+
+
+def check_coords(coords: Tensor) -> None:
+    """TypeError or ValueError if these are not the coordinates of voxels, whatever their range."""
+    check_tensors(coords=(coords, INTEGER, ("N", 4)))
 
 
 def check_curve(curve: str, depth: int, low: int, high: int) -> None:

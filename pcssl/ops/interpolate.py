@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pcssl.ops.checks import FLOATING, INT64, INTEGER, check_tensors
 from pcssl.ops.keys import KEY_RANGE, key_shift, lookup, pack_keys
 
 MODES = ("exact", "zero", "nearest", "msm")
@@ -36,8 +37,7 @@ def interpolate(
         p / extent * (extent - 1) with zeros outside.
     Returns (P, C); 0 where none of the eight surrounding voxels is occupied.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    check_level(features, coords, sorted_keys, order, points, batch, mode)
     if features.shape[0] == 0 or len(points) == 0:
         return features.new_zeros(len(points), features.shape[1])
     position = released_position(coords, points, batch) if mode == "msm" else points - 0.5
@@ -52,6 +52,22 @@ def interpolate(
         weights = F.one_hot(squared.argmin(1), 8).to(weights.dtype) * found
     return F.embedding_bag(
         rows.clamp(min=0), features, mode="sum", per_sample_weights=weights.to(features.dtype)
+    )
+
+
+def check_level(
+    features: Tensor, coords: Tensor, sorted_keys: Tensor, order: Tensor, points: Tensor, batch: Tensor, mode: str
+) -> None:
+    """TypeError or ValueError for inputs that `interpolate` does not take."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    check_tensors(
+        features=(features, FLOATING, ("M", "C")),
+        coords=(coords, INTEGER, ("M", 4)),
+        sorted_keys=(sorted_keys, INT64, ("M",)),
+        order=(order, INT64, ("M",)),
+        points=(points, FLOATING, ("P", 3)),
+        batch=(batch, INTEGER, ("P",)),
     )
 
 

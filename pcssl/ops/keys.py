@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pcssl.ops.checks import MAX_ROWS
+
 AXIS_BITS = 17
 BATCH_BITS = 12
 KEY_RANGE = (-(1 << (AXIS_BITS - 1)), (1 << (AXIS_BITS - 1)) - 1)  # lowest, highest index of an axis
@@ -22,6 +24,8 @@ def pack_keys(coords: Tensor) -> Tensor:
     """
     if coords.ndim != 2 or coords.shape[1] != 4 or coords.is_floating_point():
         raise ValueError(f"coords must be (N, 4) integers, got {tuple(coords.shape)} {coords.dtype}")
+    if coords.shape[0] > MAX_ROWS:
+        raise ValueError(f"coords has {coords.shape[0]} rows, more than the {MAX_ROWS} that 32 bits can number")
     if coords.shape[0]:
         check_range(coords.amin(0).tolist(), coords.amax(0).tolist())
     b, x, y, z = coords.long().unbind(1)

@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from pcssl.ops.checks import INT64, INTEGER, check_tensors
 from pcssl.ops.keys import lookup, pack_keys, shifted_keys
 
 
@@ -33,6 +34,7 @@ def neighbor_table(
     sorted_keys: (M,) int64 ascending keys of the input voxels; order: (M,) the input row of each.
     Returns (kernel ** 3, N) int32, -1 where no voxel is there.
     """
+    check_table(out_coords, sorted_keys, order, kernel, stride, dilation)
     base = out_coords.clone()
     base[:, 1:] *= stride
     base_keys = pack_keys(base)
@@ -56,3 +58,16 @@ def neighbor_table(
         table[k] = -1
         table[k, into[out].long()] = out.int()
     return table
+
+
+def check_table(
+    out_coords: Tensor, sorted_keys: Tensor, order: Tensor, kernel: int, stride: int, dilation: int
+) -> None:
+    """TypeError or ValueError for inputs that `neighbor_table` does not take, whatever the coordinates are."""
+    if min(kernel, stride, dilation) < 1:
+        raise ValueError(f"kernel, stride and dilation must be positive, got {kernel}, {stride} and {dilation}")
+    check_tensors(
+        out_coords=(out_coords, INTEGER, ("N", 4)),
+        sorted_keys=(sorted_keys, INT64, ("M",)),
+        order=(order, INT64, ("M",)),
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pcssl.ops.checks import FLOATING, INTEGER, check_tensors
+
 REDUCTIONS = ("sum", "mean", "max")
 
 
@@ -27,10 +29,16 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tens
 
 
 def check_segments(values: Tensor, offsets: Tensor, reduce: str) -> None:
-    """ValueError if there is no such reduction or the offsets are not segments of `values`."""
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce must be one of {REDUCTIONS}, got {reduce!r}")
+    """As `check_reduction`; also ValueError if the offsets are not segments of `values`."""
+    check_reduction(values, offsets, reduce)
     if offsets.ndim != 1 or offsets.numel() == 0 or int(offsets[-1]) != values.shape[0] or int(offsets[0]) != 0:
         raise ValueError(f"offsets must rise from 0 to {values.shape[0]} rows")
     if bool((offsets[1:] < offsets[:-1]).any()):
         raise ValueError("offsets must not fall")
+
+
+def check_reduction(values: Tensor, offsets: Tensor, reduce: str) -> None:
+    """TypeError or ValueError for inputs that `segment_reduce` does not take, whatever the offsets are."""
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {REDUCTIONS}, got {reduce!r}")
+    check_tensors(values=(values, FLOATING, ("N", "C")), offsets=(offsets, INTEGER, ("S + 1",)))

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pcssl.ops.checks import FLOATING, INT32, MAX_ROWS, check_tensors
+
 
 class KernelMap:
     """Which input row each kernel offset of each output row reads, and the same as row pairs.
@@ -17,9 +19,17 @@ class KernelMap:
     symmetric: the table read with its offsets from last to first is its own transpose, as for
         odd kernels from a set of voxels to itself.
     Maps are built once per geometry and shared by every layer, direction and network on it.
+    Raises TypeError for a table that is not int32, ValueError for rows that the input does not have.
     """
 
     def __init__(self, table: Tensor, num_in: int, symmetric: bool = False):
+        check_tensors(table=(table, INT32, ("K", "N_out")))
+        if num_in > MAX_ROWS:
+            raise ValueError(f"the input has {num_in} rows, more than the {MAX_ROWS} that a table can number")
+        if table.numel() and int(table.max()) >= num_in:
+            raise ValueError(f"the table names row {int(table.max())} of an input of {num_in} rows")
+        if symmetric and num_in != table.shape[1]:
+            raise ValueError(f"a symmetric map has as many inputs as outputs, got {num_in} and {table.shape[1]}")
         self.table = table
         self.num_in = num_in
         self.symmetric = symmetric
@@ -59,7 +69,13 @@ class KernelMap:
 
 
 def check_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None) -> None:
-    """ValueError when shapes do not fit the map."""
+    """ValueError when shapes do not fit the map or devices differ, TypeError when a dtype is wrong."""
+    check_tensors(
+        features=(features, FLOATING, ("N", "C_in")),
+        weight=(weight, FLOATING, ("K", "C_in of the weight", "C_out")),
+        bias=(bias, FLOATING, ("C_out of the bias",)),
+        table=(kernel_map.table, INT32, ("K of the table", "N_out")),
+    )
     k, c_in, c_out = weight.shape
     if features.shape != (kernel_map.num_in, c_in):
         raise ValueError(f"features are {tuple(features.shape)}, the map and weight want {(kernel_map.num_in, c_in)}")
@@ -75,7 +91,7 @@ def sparse_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: T
     features: (N_in, C_in). weight: (K, C_in, C_out). bias: (C_out,) or None.
     Returns (N_out, C_out) in the dtype of `features`. Under autocast the products run in
     autocast's dtype; sums over offsets and the weight gradient are float32 at least.
-    Raises ValueError when shapes do not fit the map.
+    Raises ValueError when shapes do not fit the map or devices differ, TypeError when a dtype is wrong.
     """
     check_conv(features, weight, kernel_map, bias)
     if torch.is_autocast_enabled(features.device.type):

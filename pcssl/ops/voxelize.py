@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pcssl.ops.checks import FLOATING, INTEGER, check_tensors
 from pcssl.ops.keys import pack_keys, unpack_keys
 
 
@@ -37,8 +38,7 @@ def voxelize(points: Tensor, voxel_size: float, batch: Tensor | None = None) -> 
     Raises ValueError for points that are not finite, voxel_size <= 0 or coordinates out of
     the key range (see `pack_keys`).
     """
-    if not voxel_size > 0:
-        raise ValueError(f"voxel_size must be positive, got {voxel_size}")
+    check_points(points, voxel_size, batch)
     if not bool(torch.isfinite(points).all()):
         raise ValueError("points contain NaN or infinite coordinates")
     index = torch.floor(points / voxel_size).long()
@@ -48,3 +48,10 @@ def voxelize(points: Tensor, voxel_size: float, batch: Tensor | None = None) -> 
         pack_keys(torch.cat([batch.long()[:, None], index], 1)), return_inverse=True, return_counts=True
     )
     return Voxels(unpack_keys(keys), inverse, counts)
+
+
+def check_points(points: Tensor, voxel_size: float, batch: Tensor | None) -> None:
+    """TypeError or ValueError for inputs that `voxelize` does not take, whatever is in them."""
+    check_tensors(points=(points, FLOATING, ("N", 3)), batch=(batch, INTEGER, ("N",)))
+    if not voxel_size > 0:
+        raise ValueError(f"voxel_size must be positive, got {voxel_size}")

@@ -18,15 +18,18 @@ from torch import Tensor
 
 import pcssl
 from pcssl import ops
-from pcssl.ops.curves import DEPTH, check_curve
-from pcssl.ops.interpolate import MODES, released_position
+from pcssl.ops.curves import DEPTH, check_coords, check_curve
+from pcssl.ops.interpolate import check_level, released_position
 from pcssl.ops.keys import MAX_BATCH, check_range
-from pcssl.ops.segment import REDUCTIONS, check_segments
+from pcssl.ops.nearest import cell_keys, check_neighbors
+from pcssl.ops.neighbors import check_table
+from pcssl.ops.segment import REDUCTIONS, check_reduction, check_segments
 from pcssl.ops.sparse_conv import KernelMap, check_conv
-from pcssl.ops.voxelize import Voxels
+from pcssl.ops.voxelize import Voxels, check_points
 from pcssl.sparse import implicit_gemm
 from pcssl.sparse.engine import Engine, add_engine
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPUS = ("avx512", "avx2", "portable")  # instruction sets, widest first
 
 
@@ -47,6 +50,7 @@ def _symbols() -> ctypes.CDLL:
     if LIBRARY is None:
         raise RuntimeError(LOAD_ERROR or "the compiled operators of pcssl are not built")
     library = ctypes.CDLL(str(LIBRARY))
+    library.pcssl_scratch_peak.restype = ctypes.c_int64
     library.pcssl_cpu.restype = library.pcssl_cuda_architectures.restype = ctypes.c_char_p
     return library
 
@@ -63,6 +67,11 @@ def use_cpu(name: str) -> None:
     """
     if not _symbols().pcssl_use_cpu(name.encode()):
         raise ValueError(f"instruction set {name!r} cannot be used here; known: {', '.join(CPUS)}")
+
+
+def scratch_peak() -> int:
+    """The most bytes that the operators held at any one time since the last call, besides inputs and results."""
+    return _symbols().pcssl_scratch_peak()
 
 
 def cuda_architectures() -> list[int]:
@@ -91,7 +100,6 @@ class Operators:
     def __init__(self, namespace: str, gpu: bool):
         self.operators = getattr(torch.ops, namespace)
         self.gpu = gpu
-        self.dtypes = {torch.float32, torch.bfloat16, torch.float16} if gpu else {torch.float32}
 
     def engine(self, name: str) -> Engine:
         """An engine of these functions alone."""
@@ -100,21 +108,25 @@ class Operators:
     def sparse_conv(
         self, features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
     ) -> Tensor:
+        """On a CPU half precision is that of inputs and result alone."""
+        check_conv(features, weight, kernel_map, bias)
         if self.gpu:
             return implicit_gemm.sparse_conv(features, weight, kernel_map, bias, self.operators)
-        dtypes = {x.dtype for x in (features, weight, bias) if x is not None}
-        if dtypes != self.dtypes or torch.is_autocast_enabled("cpu"):
+        if any(x is not None and x.dtype not in DTYPES for x in (features, weight, bias)):
             return ops.sparse_conv(features, weight, kernel_map, bias)
-        check_conv(features, weight, kernel_map, bias)
         back = None
         if features.requires_grad and torch.is_grad_enabled() and not kernel_map.symmetric:
             back = kernel_map.transposed.table
-        table = kernel_map.table.contiguous()
-        return self.operators.sparse_conv(features.contiguous(), weight, bias, table, back, False)
+        out = self.operators.sparse_conv(
+            features.float().contiguous(), weight.float(), None if bias is None else bias.float().contiguous(),
+            kernel_map.table.contiguous(), back, False,
+        )  # fmt: skip
+        return out.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else features.dtype)
 
     def neighbor_table(
         self, out_coords: Tensor, sorted_keys: Tensor, order: Tensor, kernel: int, stride: int = 1, dilation: int = 1
     ) -> Tensor:
+        check_table(out_coords, sorted_keys, order, kernel, stride, dilation)
         if out_coords.dtype != torch.int32:
             return ops.neighbor_table(out_coords, sorted_keys, order, kernel, stride, dilation)
         out_coords = out_coords.contiguous()
@@ -127,6 +139,7 @@ class Operators:
         )
 
     def curve_codes(self, coords: Tensor, curve: str, depth: int = DEPTH) -> Tensor:
+        check_coords(coords)
         if coords.dtype != torch.int32 or not len(coords):
             return ops.curve_codes(coords, curve, depth)
         coords = coords.contiguous()
@@ -136,9 +149,11 @@ class Operators:
         return self.operators.curve_codes(coords, curve.startswith("yxz"), curve.endswith("hilbert"), depth)
 
     def voxelize(self, points: Tensor, voxel_size: float, batch: Tensor | None = None) -> Voxels:
-        if points.dtype != torch.float32 or not len(points) or not voxel_size > 0:
+        check_points(points, voxel_size, batch)
+        if points.dtype != torch.float32 or not len(points):
             return ops.voxelize(points, voxel_size, batch)
-        scene = points.new_zeros(len(points), dtype=torch.int64) if batch is None else batch.long().contiguous()
+        scene = points.new_zeros(1, dtype=torch.int64).expand(len(points)) if batch is None else batch.long()
+        scene = scene.contiguous() if self.gpu else scene
         keys, bounds = self.operators.voxel_keys(points.contiguous(), voxel_size, scene)
         low, high = bounds.tolist()
         if low[0] == torch.iinfo(torch.int64).min:
@@ -147,12 +162,19 @@ class Operators:
         return Voxels(*self.operators.unique_voxels(keys))
 
     def segment_reduce(self, values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
-        fits = values.dtype in self.dtypes and values.ndim == 2 and offsets.dtype == torch.int64 and offsets.ndim == 1
-        if not fits or not len(offsets) or reduce not in REDUCTIONS:
+        check_reduction(values, offsets, reduce)
+        if values.dtype not in DTYPES:
             return ops.segment_reduce(values, offsets, reduce)
-        if not self.gpu:
+        values_in = values if self.gpu else values.float()
+        try:
+            out = self.operators.segment_reduce(
+                values_in.contiguous(), offsets.long().contiguous(), REDUCTIONS.index(reduce)
+            )
+        except RuntimeError:
+            # It has looked at the offsets, faster than Python can; this says what is wrong with them.
             check_segments(values, offsets, reduce)
-        return self.operators.segment_reduce(values.contiguous(), offsets.contiguous(), REDUCTIONS.index(reduce))
+            raise
+        return out.to(values.dtype)
 
     def interpolate(
         self,
@@ -165,13 +187,12 @@ class Operators:
         mode: str = "exact",
     ) -> Tensor:
         """A point outside the range of keys has no voxels around it."""
-        if features.dtype not in self.dtypes or points.dtype != torch.float32 or not len(points) or not len(features):
+        check_level(features, coords, sorted_keys, order, points, batch, mode)
+        if features.dtype not in DTYPES or points.dtype != torch.float32 or not len(points) or not len(features):
             return ops.interpolate(features, coords, sorted_keys, order, points, batch, mode)
         if not self.gpu:
             scenes = torch.stack(torch.aminmax(batch)).tolist()
             check_range([scenes[0], 0, 0, 0], [scenes[1], 0, 0, 0])
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         with torch.no_grad():
             scenes = MAX_BATCH + 1 if self.gpu else None
             position = released_position(coords, points, batch, scenes) if mode == "msm" else points - 0.5
@@ -179,15 +200,17 @@ class Operators:
                 position.contiguous(), batch.long().contiguous(), sorted_keys.contiguous(), order.contiguous(),
                 {"exact": 0, "zero": 1, "msm": 1, "nearest": 2}[mode],
             )  # fmt: skip
-        return self.operators.weighted_rows(features.contiguous(), rows, weights)
+        values = features if self.gpu else features.float()
+        return self.operators.weighted_rows(values.contiguous(), rows, weights).to(features.dtype)
 
     def nearest(
         self, queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, radius: float
     ) -> tuple[Tensor, Tensor]:
-        if not self._takes_points(queries, points, radius):
+        check_neighbors(queries, query_batch, points, point_batch, radius)
+        learnt = queries.requires_grad or points.requires_grad  # the operator has no derivative
+        if queries.dtype != torch.float32 or learnt:
             return ops.nearest(queries, query_batch, points, point_batch, radius)
-        inputs = (queries, query_batch.long(), points, point_batch.long())
-        return self.operators.nearest(*(x.contiguous() for x in inputs), radius)
+        return self._near(self.operators.nearest, queries, query_batch, points, point_batch, radius)
 
     def radius_neighbors(
         self,
@@ -198,20 +221,27 @@ class Operators:
         radius: float,
         k: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if not self._takes_points(queries, points, radius) or (k is not None and k < 1):
+        check_neighbors(queries, query_batch, points, point_batch, radius, k)
+        if queries.dtype != torch.float32:
             return ops.radius_neighbors(queries, query_batch, points, point_batch, radius, k)
-        inputs = (queries, query_batch.long(), points, point_batch.long())
-        return self.operators.radius_neighbors(*(x.contiguous() for x in inputs), radius, k or 0)
+        return self._near(self.operators.radius_neighbors, queries, query_batch, points, point_batch, radius, k or 0)
+
+    def _near(
+        self, operator: Callable, queries: Tensor, query_batch: Tensor, points: Tensor, point_batch: Tensor, *rest: float
+    ) -> tuple[Tensor, Tensor]:
+        inputs = (queries.detach(), query_batch.long(), points.detach(), point_batch.long())
+        try:
+            return operator(*(x.contiguous() for x in inputs), *rest)
+        except RuntimeError:
+            cell_keys(queries, query_batch, rest[0], "queries")  # as above
+            cell_keys(points, point_batch, rest[0], "points")
+            raise
 
     def displace(self, points: Tensor, field: Tensor, low: Tensor, spacing: float) -> Tensor:
         plain = {x.dtype for x in (points, field, low)} == {torch.float32} and not (points.requires_grad or field.requires_grad)
         if self.gpu or not plain:
             return ops.displace(points, field, low, spacing)
         return self.operators.displace(points.contiguous(), field.contiguous(), low.contiguous(), spacing)
-
-    def _takes_points(self, queries: Tensor, points: Tensor, radius: float) -> bool:
-        learnt = queries.requires_grad or points.requires_grad  # the operators have no derivatives
-        return self.gpu and queries.dtype == points.dtype == torch.float32 and radius > 0 and not learnt
 
 
 FUNCTIONS = (
@@ -243,12 +273,14 @@ def _by_device(name: str) -> Callable:
     reference = getattr(ops, name)
 
     @functools.wraps(reference)
-    def call(first: Tensor, *args, **kwargs):
-        if first.device.type == "cpu":
-            return getattr(ON_CPU, name)(first, *args, **kwargs)
-        if first.device.type == "cuda" and _built_for_gpu(first.device.index):
-            return getattr(ON_GPU, name)(first, *args, **kwargs)
-        return reference(first, *args, **kwargs)
+    def call(*args, **kwargs):
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        device = first.device if isinstance(first, Tensor) else None  # what is no tensor, the reference refuses
+        if device is not None and device.type == "cpu":
+            return getattr(ON_CPU, name)(*args, **kwargs)
+        if device is not None and device.type == "cuda" and _built_for_gpu(device.index):
+            return getattr(ON_GPU, name)(*args, **kwargs)
+        return reference(*args, **kwargs)
 
     return call
 
