@@ -1,4 +1,4 @@
-"""The GPU's convolution against the plain-torch reference in float64: in the emulator, and on a GPU where there is one."""
+"""The GPU's convolution, in the emulator and on a GPU, against the plain-torch reference in float64."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 
 namespace pcssl {
 
-enum Element : int { kFloat32, kBfloat16, kFloat16 };   // what numbers are in memory
+enum Element : int { kFloat32, kBfloat16, kFloat16 };      // what numbers are in memory
 enum Product : int { kExact, kTf32, kBf16, kFp16 };  // and how they are multiplied
 
 }  // namespace pcssl

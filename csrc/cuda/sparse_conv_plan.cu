@@ -82,7 +82,8 @@ __global__ void sort_table(const int32_t* __restrict__ table,  // [K, N]
 }  // namespace
 }  // namespace pcssl
 
-int pcssl_cuda_conv_keys(const int32_t* table, int64_t rows, int offsets, int32_t* counts, int64_t* keys, void* stream) {
+int pcssl_cuda_conv_keys(const int32_t* table, int64_t rows, int offsets, int32_t* counts, int64_t* keys,
+                         void* stream) {
   using namespace pcssl;
   if (rows == 0 || offsets == 0) return 0;
   const unsigned blocks = blocks_for(rows);
