@@ -13,9 +13,9 @@
 namespace pcssl {
 namespace {
 
-constexpr int kStageRow = 128;                  // bytes of a row in a stage
-constexpr int kPieces = kStageRow / kPiece;     // per row of a stage
-constexpr int kWord = 32;                       // offsets of one word of a mask: their rows are known at a time
+constexpr int kStageRow = 128;                     // bytes of a row in a stage
+constexpr int kPieces = kStageRow / kPiece;        // per row of a stage
+constexpr int kWord = 32;                          // offsets of one word of a mask: their rows are known at a time
 constexpr int kLoadRows = kConvThreads / kPieces;  // rows that a block copies at a time
 
 __device__ __forceinline__ int place(int row, int piece) { return row * kStageRow + ((piece ^ (row & 7)) * kPiece); }

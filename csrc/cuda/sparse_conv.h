@@ -65,14 +65,15 @@ inline int tile_channels(int channels) {
   return best;
 }
 
+#ifdef PCSSL_EMULATE
+using emulator::Device;
+inline Device current_device() { return emulator::device; }
+#else
 struct Device {
-  int shared_per_block, shared_per_processor, processors;
+  int shared_per_block, shared_per_processor, processors;  // bytes of shared memory, multiprocessors
 };
 
 inline Device current_device() {
-#ifdef PCSSL_EMULATE
-  return {emulator::device.shared_per_block, emulator::device.shared_per_processor, emulator::device.processors};
-#else
   int id = 0;
   Device device{48 << 10, 48 << 10, 1};
   cudaGetDevice(&id);
@@ -80,8 +81,8 @@ inline Device current_device() {
   cudaDeviceGetAttribute(&device.shared_per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, id);
   cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, id);
   return device;
-#endif
 }
+#endif
 
 // Stages of copies in flight, 2 to 4: as many as leave room for `blocks` blocks on a multiprocessor, or for fewer
 // blocks where two stages do not.

@@ -167,7 +167,8 @@ struct Shape {
   static constexpr int kRingBytes = kRing * static_cast<int>(sizeof(int2));
 };
 
-// Gathers `Pieces` pieces from piece `first` of the rows of a stage's `Count` pairs, of which `count` exist; side 0: input rows, 1: output rows.
+// Gathers `Pieces` pieces, from piece `first` on, of the rows of a stage's `Count` pairs, of which `count` exist.
+// Side 0: their input rows, 1: their output rows.
 template <int Count, int Pieces, int Side>
 __device__ __forceinline__ void gather(unsigned char* to, const unsigned char* from, int width, int first,
                                        const int2* ring, int head, int count) {
@@ -197,7 +198,7 @@ __global__ void __launch_bounds__(kConvThreads, Blocks) weight_gradient(const Pr
 
   const int64_t begin = blockIdx.z * p.run, limit = begin + p.run;
   PairRing pairs{p.table + offset * p.rows, reinterpret_cast<int2*>(shared + p.stages * S::kStage), counts, begin,
-              limit < p.rows ? limit : p.rows};
+                 limit < p.rows ? limit : p.rows};
   pairs.read();
 
   WarpTile<T, WarpM, WarpN> tile;

@@ -34,10 +34,10 @@ def sparse_conv(
     if features.requires_grad and torch.is_grad_enabled() and not kernel_map.symmetric:
         back = plan(kernel_map.transposed, operators)
     tf32 = features.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    start = None if bias is None else bias.float().contiguous()
     return operators.implicit_gemm(
-        features.contiguous(), weight, None if bias is None else bias.float(), plan(kernel_map, operators), back,
-        False, tf32,
-    )  # fmt: skip
+        features.contiguous(), weight, start, plan(kernel_map, operators), back, False, tf32
+    )
 
 
 def plan(kernel_map: KernelMap, operators=torch.ops.pcssl) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ CPUS = ("avx512", "avx2", "portable")  # instruction sets, widest first
 
 
 def _find_library() -> Path | None:
+    if chosen := os.environ.get("PCSSL_LIBRARY"):  # another build, such as the one with sanitizers
+        return Path(chosen)
     # An editable install puts the binary in site-packages, not beside this file.
     for folder in pcssl.__path__:
         path = Path(folder) / "pcssl_native.so"
