@@ -146,10 +146,10 @@ class SortedOutputs {
       return;
     }
     const Scratch<KeyRow<int64_t>> pairs(count), spare(count);
-    const KeyRow<int64_t>* sorted = sort_by_key(keys, count, pairs.get(), spare.get());
+    sort_by_key(keys, count, 0, pairs.get(), spare.get());
     for (int64_t i = 0; i < count; ++i) {
-      keys_[i] = sorted[i].key;
-      rows_[i] = sorted[i].row;
+      keys_[i] = pairs[i].key;
+      rows_[i] = pairs[i].row;
     }
     side_.keys = keys_.get();
   }

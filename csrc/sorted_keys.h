@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "keys.h"
@@ -64,27 +65,46 @@ inline ShortKeys how_to_shorten(const int64_t* keys, int64_t count) {
   return how;
 }
 
+// Where scenes begin among keys that come scene after scene, and the end; one run of all keys if
+// they do not.
+inline std::vector<int64_t> scene_runs(const int64_t* keys, int64_t count) {
+  std::vector<int64_t> runs{0};
+  for (int64_t i = 1; i < count; ++i) {
+    const int64_t step = (keys[i] >> (3 * kAxisBits)) - (keys[i - 1] >> (3 * kAxisBits));
+    if (step < 0) return {0, count};
+    if (step > 0) runs.push_back(i);
+  }
+  runs.push_back(count);
+  return runs;
+}
+
 // Shortened keys with their rows in ascending order. Short: uint32_t where that is enough bits.
 template <typename Short>
 class SortedKeys {
  public:
-  SortedKeys(const int64_t* keys, int64_t count, const ShortKeys& how) : short_(count), pairs_(count), spare_(count) {
+  SortedKeys(const int64_t* keys, int64_t count, const ShortKeys& how) : short_(count), pairs_(count) {
     if constexpr (sizeof(Short) == 4)
       kernels().shorten(keys, count, how, short_.get());
     else
       for (int64_t i = 0; i < count; ++i) short_[i] = short_key(keys[i], how);
-    sorted_ = sort_by_key(short_.get(), count, pairs_.get(), spare_.get());
+    const std::vector<int64_t> runs = how.mask[0] ? scene_runs(keys, count) : std::vector<int64_t>{0, count};
+    int64_t longest = 0;
+    for (size_t run = 1; run < runs.size(); ++run) longest = std::max(longest, runs[run] - runs[run - 1]);
+    const Scratch<KeyRow<Short>> spare(longest);
+    for (size_t run = 1; run < runs.size(); ++run) {
+      const int64_t first = runs[run - 1];
+      sort_by_key(short_.get() + first, runs[run] - first, first, pairs_.get() + first, spare.get());
+    }
   }
 
-  const KeyRow<Short>& operator[](int64_t i) const { return sorted_[i]; }
+  const KeyRow<Short>& operator[](int64_t i) const { return pairs_[i]; }
 
   // Room for a key each, whatever for.
   Short* room() const { return short_.get(); }
 
  private:
   const Scratch<Short> short_;
-  const Scratch<KeyRow<Short>> pairs_, spare_;
-  const KeyRow<Short>* sorted_;
+  const Scratch<KeyRow<Short>> pairs_;
 };
 
 }  // namespace pcssl
