@@ -28,7 +28,7 @@ ON_MEETING = (clutter.laptop, clutter.paper_stack, clutter.bottles, clutter.proj
 
 def bedroom(room: Room) -> None:
     kit = room.kit
-    for _ in range(2 if kit.chance(0.2) else 1):
+    for _ in range(2 if kit.chance(0.45) else 1):
         make = rules.draw(kit, ((beds.bed, 8), (beds.bunk_bed, 1), (beds.day_bed, 1)))
         spot = room.against_wall(make(kit), tries=60)
         rules.topped(room, spot, ON_BED, 2)
@@ -36,14 +36,14 @@ def bedroom(room: Room) -> None:
             if spot and kit.chance(0.7):
                 small = kit.pick((storage.nightstand, storage.nightstand, tables.end_table))(kit)
                 rules.topped(room, room.beside(small, spot, side, kit.uniform(0.03, 0.12)), (clutter.lamp, *ON_CABINET), 2)
-    _along_walls(room, ((storage.wardrobe, 2), (storage.dresser, 2), (storage.storage_cabinet, 2)), 2)
-    if kit.chance(0.5):
+    if kit.chance(0.7):
         rules.work_place(room, ON_DESK)
+    _along_walls(room, ((storage.wardrobe, 2), (storage.dresser, 2), (storage.storage_cabinet, 2)), 2)
 
 
 def living_room(room: Room) -> None:
     kit = room.kit
-    for _ in range(kit.integer(1, 2)):
+    for _ in range(kit.integer(1, 3)):
         make = kit.pick((seating.sofa, seating.sofa, seating.corner_sofa))
         spot = room.against_wall(make(kit), tries=60, front=0.4)
         if not spot:
@@ -103,14 +103,14 @@ def bathroom(room: Room) -> None:
 
 def office(room: Room) -> None:
     kit = room.kit
-    for _ in range(kit.integer(2, 5)):
+    for _ in range(kit.integer(2, 6)):
         rules.work_place(room, ON_DESK)
+    if kit.chance(0.5):
+        rules.dining_set(room, ON_MEETING)
     _along_walls(room, ((storage.bookshelf, 3), (storage.file_cabinet, 2), (storage.storage_cabinet, 2)), kit.integer(1, 4))
     if kit.chance(0.6):
         rules.board(room)
-    if kit.chance(0.3):
-        rules.dining_set(room, ON_MEETING)
-    if kit.chance(0.2):
+    if kit.chance(0.4):
         _loose(room, (seating.armchair, seating.sofa))
 
 
@@ -144,24 +144,28 @@ ROOM_TYPES: dict[str, Callable[[Room], None]] = {
 
 # What else stands along the walls of each type, with weights, until the floor is as full as was drawn.
 ALONG_WALLS: dict[str, tuple] = {
-    "bedroom": ((storage.bookshelf, 3), (storage.storage_cabinet, 3), (storage.dresser, 1), (storage.cube_shelf, 1),
-                (tables.desk, 2), (seating.armchair, 1), (seating.ottoman, 1), (storage.wardrobe, 2), (seating.dining_chair, 2),
-                (storage.clothes_rail, 1), (appliances.exercise_machine, 0.4), (clutter.guitar, 0.5), (tables.console, 1)),
+    "bedroom": ((storage.bookshelf, 3), (seating.shell_chair, 2), (storage.storage_cabinet, 3), (storage.dresser, 1), (storage.cube_shelf, 1),
+                (tables.desk, 4), (seating.armchair, 2), (seating.ottoman, 1), (storage.wardrobe, 2), (seating.dining_chair, 2),
+                (storage.clothes_rail, 1.5), (appliances.exercise_machine, 0.7), (clutter.guitar, 0.5), (tables.console, 1),
+                (storage.rack, 1), (seating.bench, 1), (beds.bed, 3), (tables.end_table, 1)),
     "living room": ((seating.sofa, 3), (seating.armchair, 2), (storage.bookshelf, 3), (storage.sideboard, 3),
                     (tables.desk, 2), (tables.end_table, 1), (appliances.piano, 0.6), (appliances.fireplace, 0.7),
-                    (appliances.aquarium, 0.3), (seating.dining_chair, 2), (tables.console, 2), (clutter.guitar, 0.4)),
-    "kitchen": ((storage.storage_cabinet, 3), (storage.tall_cabinet, 3), (seating.dining_chair, 2), (fixtures.refrigerator, 1),
-                (tables.console, 2), (seating.bench, 1), (storage.rack, 1), (fixtures.stove, 0.7), (seating.stool, 1)),
+                    (appliances.aquarium, 0.6), (seating.dining_chair, 3), (tables.dining_table, 2), (tables.coffee_table, 1), (clutter.guitar, 0.4),
+                    (seating.ottoman, 1.5), (storage.rack, 0.7), (seating.bench, 1), (appliances.room_divider, 0.5)),
+    "kitchen": ((storage.storage_cabinet, 3), (tables.dining_table, 2), (storage.tall_cabinet, 3), (seating.dining_chair, 2), (fixtures.refrigerator, 1),
+                (tables.console, 1), (seating.bench, 2), (storage.rack, 2), (fixtures.stove, 1), (seating.stool, 2),
+                (fixtures.washing_machine, 1), (seating.shell_chair, 2)),
     "bathroom": ((storage.storage_cabinet, 3), (fixtures.washing_machine, 2), (fixtures.laundry_basket, 2), (storage.rack, 0.7),
                  (seating.stool, 1), (fixtures.drying_rack, 0.7), (appliances.heater, 0.5)),
-    "office": ((tables.desk, 4), (storage.file_cabinet, 2), (storage.bookshelf, 3), (storage.storage_cabinet, 3),
+    "office": ((tables.desk, 6), (storage.file_cabinet, 2), (storage.bookshelf, 3), (storage.storage_cabinet, 3),
                (seating.armchair, 1), (seating.dining_chair, 2), (appliances.copier, 1), (storage.locker_wall, 1),
-               (appliances.water_cooler, 0.5), (tables.console, 1), (storage.rack, 0.5)),
-    "meeting room": ((seating.dining_chair, 3), (seating.shell_chair, 2), (storage.sideboard, 3), (storage.bookshelf, 2),
-                     (tables.console, 2), (seating.sofa, 1), (appliances.water_cooler, 0.5), (storage.locker_wall, 1),
+               (appliances.water_cooler, 1), (tables.dining_table, 2), (storage.rack, 1), (seating.office_chair, 4),
+               (appliances.room_divider, 0.7), (seating.shell_chair, 1)),
+    "meeting room": ((seating.dining_chair, 5), (seating.shell_chair, 5), (seating.office_chair, 3), (storage.sideboard, 3), (storage.bookshelf, 2),
+                     (tables.dining_table, 3), (seating.sofa, 2), (appliances.water_cooler, 0.7), (storage.locker_wall, 1),
                      (appliances.cart, 1), (appliances.room_divider, 0.7), (appliances.easel_board, 1)),
-    "lecture room": ((storage.locker_wall, 2), (storage.storage_cabinet, 2), (seating.shell_chair, 2), (tables.console, 2),
-                     (appliances.cart, 1), (storage.bookshelf, 2), (appliances.piano, 0.5), (appliances.easel_board, 1)),
+    "lecture room": ((storage.locker_wall, 2), (storage.storage_cabinet, 2), (seating.shell_chair, 5), (tables.console, 2),
+                     (tables.dining_table, 1), (appliances.cart, 1), (storage.bookshelf, 2), (appliances.piano, 0.5), (appliances.easel_board, 1)),
 }  # fmt: skip
 ON_FLOOR: dict[str, tuple] = {
     "bedroom": ((clutter.carton, 2), (clutter.bag, 1), (clutter.backpack, 2), (clutter.suitcase, 1), (clutter.shoes, 2),
@@ -183,8 +187,8 @@ ON_FLOOR: dict[str, tuple] = {
     "lecture room": ((appliances.trash_can, 3), (clutter.backpack, 3), (clutter.bag, 1), (clutter.plant, 1), (clutter.carton, 1),
                      (appliances.ladder, 0.5), (appliances.storage_bins, 1), (clutter.vacuum_cleaner, 0.4)),
 }  # fmt: skip
-FULLNESS = {"lecture room": (0.15, 0.4), "bathroom": (0.25, 0.45)}  # share of the floor; else FULL
-FULL = (0.22, 0.45)
+FULLNESS = {"lecture room": (0.3, 0.5), "bathroom": (0.25, 0.45)}  # share of the floor; else FULL
+FULL = (0.28, 0.52)
 
 # Each block of this many scans holds every type, in an order drawn anew for each block.
 BLOCK: tuple[tuple[str, ...], ...] = (
@@ -198,7 +202,7 @@ def furnished_flat(kit: Kit, kinds: tuple[str, ...]) -> list[Room]:
     """One to four rooms of these types with everything in them but walls, floors and ceilings."""
     rooms = flat(kit, kinds)
     # Large flats are meshed more coarsely, so that they differ less in vertices.
-    kit.step *= (1.0, 1.1, 1.2)[int(np.searchsorted((24, 38), sum(room.area for room in rooms)))]
+    kit.step *= (1.0, 1.1, 1.3)[int(np.searchsorted((17, 28), sum(room.area for room in rooms)))]
     for room in rooms:
         furnish(room)
     return rooms
@@ -206,15 +210,15 @@ def furnished_flat(kit: Kit, kinds: tuple[str, ...]) -> list[Room]:
 
 def furnish(room: Room) -> None:
     kit, bath = room.kit, room.kind == "bathroom"
-    holes = windows(kit, room, kit.integer(0, 1) if bath else kit.integer(1, 3))
-    rules.dress_windows(room, holes, 0.2 if bath or room.kind == "kitchen" else 0.75)
+    holes = windows(kit, room, kit.integer(0, 1) if bath else kit.integer(1, 2))
+    rules.dress_windows(room, holes, 0.2 if bath or room.kind == "kitchen" else 0.55)
     if kit.chance(0.5):
         rules.rug(room, 1.0 if bath else 2.4)
     ROOM_TYPES[room.kind](room)
     _fill_up(room, ALONG_WALLS[room.kind], kit.uniform(*FULLNESS.get(room.kind, FULL)))
-    rules.pictures(room, 1 if bath else 6)
+    rules.pictures(room, 1 if bath else 3)
     _other_wall_things(room)
-    rules.small_things(room, ON_FLOOR[room.kind], 3 if bath else 7)
+    rules.small_things(room, ON_FLOOR[room.kind], 4 if bath else 9)
     if kit.chance(0.4):
         rules.ceiling_lamps(room)
 
@@ -235,18 +239,21 @@ def _other_wall_things(room: Room) -> None:
 def _fill_up(room: Room, table: tuple, share: float) -> None:
     """Add furniture until it covers `share` of the floor, or nothing fits any more."""
     kit = room.kit
-    for _ in range(14):
+    for _ in range(22):
         if sum(4 * s.base.half_w * s.base.half_d for s in room.solid if s.z0 < 0.05) >= share * room.area:
             return
         make = rules.draw(kit, table)
         if make is tables.desk:
             rules.work_place(room, ON_DESK)
             continue
+        if make is tables.dining_table:
+            rules.dining_set(room, ON_MEETING if room.kind == "office" else ON_TABLE)
+            continue
         group = make(kit)
-        if group.size[2] < 1.2 and kit.chance(0.15):
-            room.in_the_open(group, 0.2, tries=12, turn=kit.uniform(0, 2 * np.pi))
+        spot = room.against_wall(group, tries=15, corner=kit.chance(0.5), front=0.2)
+        if spot is None and group.size[2] < 1.2:
+            room.in_the_open(group, 0.12, tries=15, turn=kit.uniform(0, 2 * np.pi) if kit.chance(0.4) else None)
         else:
-            spot = room.against_wall(group, tries=20, corner=kit.chance(0.4), front=0.25)
             rules.topped(room, spot, IN_BATH if room.kind == "bathroom" else ON_SHELF if group.size[2] > 1.2 else ON_CABINET, 2)
 
 

@@ -20,13 +20,14 @@ def surviving_faces(faces: np.ndarray, index: np.ndarray, count: int) -> np.ndar
     return faces[(faces >= 0).all(1)]
 
 
-def rounded(points: np.ndarray, normals: np.ndarray, kit: Kit) -> np.ndarray:
+def rounded(points: np.ndarray, normals: np.ndarray, kit: Kit) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, 3) with corners and thin parts blurred, as a grid of signed distances blurs them.
 
     In each small cube whose surfaces face different ways, vertices move towards their mean.
+    Also returned: (N,) how different they face there, in [0, 1].
     """
-    points = points.copy()
-    for size in (0.05, 0.045):
+    points, rough = points.copy(), np.zeros(len(points))
+    for size in (0.07, 0.06, 0.05):
         cell = np.floor((points + kit.rng.uniform(0, 1, 3)) / size).astype(np.int64)
         cell -= cell.min(0)
         sides = cell.max(0) + 1
@@ -36,9 +37,10 @@ def rounded(points: np.ndarray, normals: np.ndarray, kit: Kit) -> np.ndarray:
         def mean(values: np.ndarray, key: np.ndarray = key, count: np.ndarray = count) -> np.ndarray:
             return np.stack([(np.bincount(key, column) / count)[key] for column in values.T], 1)
 
-        agree = np.sqrt((mean(normals) ** 2).sum(1))
-        points += np.clip(0.9 * (1 - agree), 0, 0.45)[:, None] * (mean(points) - points)
-    return points
+        differ = 1 - np.sqrt((mean(normals) ** 2).sum(1))
+        points += np.clip(1.1 * differ, 0, 0.5)[:, None] * (mean(points) - points)
+        rough = np.maximum(rough, differ)
+    return points, rough
 
 
 def thinned(points: np.ndarray, faces: np.ndarray, share: np.ndarray, kit: Kit) -> np.ndarray:
@@ -57,14 +59,24 @@ def thinned(points: np.ndarray, faces: np.ndarray, share: np.ndarray, kit: Kit) 
     return faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])]
 
 
+def blended(values: np.ndarray, faces: np.ndarray, times: int) -> np.ndarray:
+    """Values (N,) averaged over the edges of the mesh, again and again."""
+    one, other = faces.T.ravel(), faces[:, [1, 2, 0]].T.ravel()
+    count = 1 + np.bincount(one, minlength=len(values))
+    for _ in range(times):
+        values = (values + np.bincount(one, values[other], len(values))) / count
+    return values
+
+
 def cleaned(points: np.ndarray, normals: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Faces (F, 3) without those that have turned over, and without loose scraps of a few vertices."""
+    """Faces (F, 3) without those that have turned over or stand on end, and without loose scraps of a few vertices."""
     corners = np.ascontiguousarray(points.T)[:, faces.T]  # axis, corner, face
     u, v = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     normal = [u[i - 2] * v[i - 1] - u[i - 1] * v[i - 2] for i in range(3)]
+    least = 0.35 * np.sqrt(sum(axis**2 for axis in normal))
     upright = np.ones(len(faces), bool)
     for corner in range(3):
-        upright &= sum(normal[i] * normals[faces[:, corner], i] for i in range(3)) > 0
+        upright &= sum(normal[i] * normals[faces[:, corner], i] for i in range(3)) > least
     faces = faces[upright]
     ends = faces[:, :2].T.ravel(), faces[:, 1:].T.ravel()
     graph = coo_matrix((np.ones(len(ends[0]), np.int8), ends), (len(points), len(points)))

@@ -15,7 +15,7 @@ from pcssl.data.rooms.piece import Kit, rotate_z
 from pcssl.data.rooms.shapes import Mesh
 from pcssl.data.rooms.shell import shell
 
-SPACING = 0.022  # metres between neighbouring vertices, about ScanNet's
+SPACING = 0.0195  # metres between neighbouring vertices, about ScanNet's
 
 
 @dataclass
@@ -85,8 +85,9 @@ def _scanned(placed: list[Placed], first: int, room: Room, kit: Kit) -> tuple[np
     points, normals, owner = mesh.vertices[at], normals[at], owner[at]
     colors = scan.shade(paint[at, :3], normals, points, kit)
     # What was seen badly is measured coarsely.
-    faces = fuse.thinned(points, faces, np.clip(0.32 - 0.06 * seen.quality, 0.03, 0.3), kit)
-    points = scan.depth_noise(fuse.rounded(points, normals, kit), seen, kit.step, kit)
+    faces = fuse.thinned(points, faces, np.clip(0.25 - 0.06 * seen.quality, 0.02, 0.25), kit)
+    points, rough = fuse.rounded(points, normals, kit)
+    points = scan.depth_noise(points, normals, faces, rough, seen, kit)
     used, faces = np.unique(fuse.cleaned(points, normals, faces), return_inverse=True)
     return points[used], normals[used], colors[used], first + owner[used], faces.reshape(-1, 3)
 

@@ -99,6 +99,15 @@ class Wall:
         inside = rect.u0 >= -1e-6 and rect.u1 <= self.length + 1e-6
         return inside and not any(rect.overlaps(other) for other in self.taken)
 
+    def free_spans(self, z0: float, z1: float) -> list[tuple[float, float]]:
+        """Stretches of the wall with nothing on it between two heights."""
+        spans, at = [], 0.0
+        for rect in sorted(r for r in self.taken if r.z0 < z1 and z0 < r.z1):
+            if rect.u0 > at:
+                spans.append((at, rect.u0))
+            at = max(at, rect.u1)
+        return [*spans, (at, self.length)] if at < self.length else spans
+
     def outside(self, u0: float, u1: float) -> bool:
         """Is the open air behind this stretch?"""
         return not any(u0 < b and a < u1 for a, b in self.inner)
@@ -182,12 +191,16 @@ class Room:
 
     def against_wall(self, group: Group, walls: list[Wall] | None = None, tries: int = 30,
                      corner: bool = False, front: float = 0.0) -> Spot | None:  # fmt: skip
-        """Back to a wall, clear of doors and windows, with `front` metres kept free before it."""
-        walls = [wall for wall in walls or self.walls if wall.length >= group.size[0]]
-        for _ in range(tries if walls else 0):
-            wall = self.kit.pick(walls)
-            room = wall.length - group.size[0]
-            u = group.size[0] / 2 + (self.kit.pick((0.0, room)) if corner else self.kit.uniform(0, room))
+        """Back to a wall, clear of doors and windows, with `front` metres kept free before its middle.
+
+        corner: mostly at an end of the wall, or next to what stands there already.
+        """
+        w, _, h = group.size
+        spans = [(wall, *span) for wall in walls or self.walls for span in wall.free_spans(0.0, h) if span[1] - span[0] >= w]
+        for _ in range(tries if spans else 0):
+            wall, low, high = self.kit.pick(spans)
+            ends = (low + w / 2 + 1e-6, high - w / 2 - 1e-6)
+            u = self.kit.pick(ends) if corner and self.kit.chance(0.7) else self.kit.uniform(*ends)
             spot = self.at_wall(group, wall, u, front)
             if spot:
                 return spot
@@ -202,7 +215,7 @@ class Room:
         gap = self.kit.uniform(0.005, 0.03)
         x, y = wall.point(u, d / 2 + gap)
         if front:
-            ahead = Footprint(*wall.point(u, d + gap + front / 2), wall.angle, 0.48 * w, front / 2)
+            ahead = Footprint(*wall.point(u, d + gap + front / 2), wall.angle, min(0.48 * w, 0.3), front / 2)
             if not self.fits(Solid(ahead, 0.0, 1.0), clear=False):
                 return None
         spot = self.stand(group, x, y, wall.angle, z=z)

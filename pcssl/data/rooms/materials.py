@@ -168,7 +168,7 @@ def _material(rng: np.random.Generator, role: str) -> Material:
     if texture in ("image", "checks", "stripes", "blobs", "gradient"):
         other = _color(rng, family)
         if texture != "image":
-            other = base + rng.uniform(0.15, 0.9) * (other - base)
+            other = base + rng.uniform(0.1, 0.4 if texture == "blobs" else 0.9) * (other - base)
     else:
         other = base * rng.uniform(0.45, 0.85)
     long = rng.uniform(0.25, 1.0) if texture == "image" else rng.uniform(0.06, 0.4)

@@ -20,7 +20,7 @@ PASSAGE = 0.95  # depth of the floor that is kept free at a door
 
 
 def flat(kit: Kit, kinds: Sequence[str]) -> list[Room]:
-    """Empty rooms of these kinds with doors between them and one to the outside."""
+    """Empty rooms of these kinds with doors between them, and mostly one to the outside."""
     share = 1.0 if len(kinds) == 1 else IN_A_FLAT
     areas = [share * kit.uniform(*AREAS[kind][:2]) for kind in kinds]
     ratio = kit.uniform(1.0, 1.7)
@@ -33,7 +33,7 @@ def flat(kit: Kit, kinds: Sequence[str]) -> list[Room]:
     for one, two in _joined(kit, rooms):
         _door_between(kit, one, two)
     entrance = max(rooms, key=lambda room: room.area)
-    for _ in range(1 if len(rooms) > 1 or kit.chance(0.65) else 2):
+    for _ in range(kit.integer(0, 1) if len(rooms) > 1 else 1):
         _outer_door(kit, entrance)
     return rooms
 
@@ -134,7 +134,7 @@ def _door_between(kit: Kit, one: Room, two: Room) -> None:
     """A door or an open passage through the wall that two rooms share."""
     pairs = [(a, b, _shared(a, b)) for a in one.walls for b in two.walls]
     a, b, (low, high) = max((p for p in pairs if p[2]), key=lambda p: p[2][1] - p[2][0])
-    open_plan = {one.kind, two.kind} <= {"living room", "kitchen", "office", "meeting room"} and kit.chance(0.6)
+    open_plan = {one.kind, two.kind} <= {"living room", "kitchen", "office", "meeting room"} and kit.chance(0.75)
     w = min(kit.uniform(1.0, 2.2) if open_plan else kit.uniform(0.75, 0.95), high - low - 0.3)
     h = kit.uniform(1.95, 2.15)
     for _ in range(10):

@@ -49,7 +49,7 @@ def chair_at(room: Room, spot: Spot, make: Callable, along: float, side: int, de
             return
 
 
-def seats(room: Room, spot: Spot | None, make: Callable, share: float = 0.85) -> None:
+def seats(room: Room, spot: Spot | None, make: Callable, share: float = 0.92) -> None:
     """Alike chairs along both long sides and sometimes at the ends of a table."""
     if spot is None:
         return
@@ -81,12 +81,16 @@ def dining_set(room: Room, things: Sequence[Builder]) -> None:
 
 
 def work_place(room: Room, things: Sequence[Builder]) -> None:
-    """A desk at the wall with a chair before it and a screen on it."""
+    """A desk, at the wall where there is space, with a chair before it and a screen on it."""
     kit = room.kit
-    group = tables.corner_desk(kit) if kit.chance(0.15) else tables.desk(kit)
-    spot = room.against_wall(group, tries=40, front=0.55)
+    spot = None
+    for _ in range(3):
+        group = tables.corner_desk(kit) if kit.chance(0.12) else tables.desk(kit)
+        spot = spot or room.against_wall(group, tries=15, corner=kit.chance(0.5), front=0.5)
+        spot = spot or room.in_the_open(group, 0.05, tries=15)
     if not spot:
         return
+    group = spot.group
     w, d, _ = group.size
     for _ in range(2 if w > 1.5 and kit.chance(0.4) else 1):
         room.on_top(kit.pick((clutter.monitor, clutter.monitor, clutter.laptop))(kit), spot, spot.group.tops[0], True)
@@ -103,9 +107,9 @@ def rows_of_seats(room: Room) -> None:
     board(room, front, kit.uniform(1.8, 3.0))
     finish, joined = kit.material("cloth"), kit.chance(0.5)
     make = kit.pick((seating.shell_chair, seating.dining_chair))
-    pitch = kit.uniform(0.85, 1.0) if joined else kit.uniform(1.15, 1.35)
+    pitch = kit.uniform(0.8, 0.95) if joined else kit.uniform(1.05, 1.25)
     aisle = kit.pick((0.5, kit.uniform(0.35, 0.65)))
-    for out in np.arange(2.3, deep - 0.5, pitch):
+    for out in np.arange(1.9, deep - 0.4, pitch):
         for low, high in ((0.5, aisle * front.length - 0.4), (aisle * front.length + 0.4, front.length - 0.5)):
             count = int((high - low) / 0.62)
             if count >= 2:
@@ -149,11 +153,13 @@ def _speakers_place(room: Room, front: Wall) -> None:
 def hang(room: Room, make: Callable, w: float, h: float, middle: float, wall: Wall | None = None) -> bool:
     """A flat thing whose middle is at this height, on a free stretch of a wall."""
     kit = room.kit
-    for _ in range(12):
-        on = wall or kit.pick(room.walls)
-        if on.length < w + 0.2:
+    for _ in range(6):
+        on, z = wall or kit.pick(room.walls), middle - h / 2
+        spans = [(a, b) for a, b in on.free_spans(z - 0.05, z + h + 0.05) if b - a > w + 0.2]
+        if not spans:
             continue
-        u, z = kit.uniform(w / 2 + 0.1, on.length - w / 2 - 0.1), middle - h / 2
+        low, high = kit.pick(spans)
+        u = kit.uniform(low + w / 2 + 0.1, high - w / 2 - 0.1)
         rect = Rect(u - w / 2 - 0.06, u + w / 2 + 0.06, z - 0.05, z + h + 0.05)
         if rect.z1 < room.height - 0.02 and on.free(rect) and room.on_wall(make(kit, w, h, z), on, u, rect):
             return True
@@ -168,7 +174,7 @@ def pictures(room: Room, most: int) -> None:
     """One here and there, or a row of alike ones; their middles at eye height."""
     kit = room.kit
     for _ in range(kit.integer(0, most)):
-        w, h = kit.uniform(0.3, 1.4), kit.uniform(0.3, 1.0)
+        w, h = kit.uniform(0.25, 1.2), kit.uniform(0.25, 0.9)
         if w > 0.9 and kit.chance(0.5):
             w, h = h, w
         hang(room, flat("picture"), w, h, kit.uniform(1.4, 1.7))

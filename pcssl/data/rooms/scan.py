@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pcssl.data.rooms.fuse import blended
 from pcssl.data.rooms.layout import Room
 from pcssl.data.rooms.materials import smooth_noise
 from pcssl.data.rooms.piece import Kit
 from pcssl.data.rooms.shapes import Mesh
 
 PIXEL = 0.021  # of the depth map, as a tangent: a vertex spacing of 2.1 cm at 1 m
-HALF_W, HALF_H = 0.85, 0.62  # half the field, as tangents: a camera that sways 15 degrees about each pose
+HALF_W, HALF_H = 0.85, 0.58  # half the field, as tangents: a camera that sways 15 degrees about each pose
 COLUMNS, ROWS = int(2 * HALF_W / PIXEL) + 1, int(2 * HALF_H / PIXEL) + 1
 NEAR, FAR = 0.35, 4.5  # metres
 GRAZING = 0.12  # cosine of incidence under which nothing is measured
@@ -48,8 +49,8 @@ def camera_path(room: Room, kit: Kit) -> list[View]:
     count = int(np.clip(kit.uniform(1.6, 2.2) * room.area, 12, 40))
     for target in _spread(_over_plan(room, kit.rng, 300, 0.02), count, kit.rng):
         distance = np.hypot(*(spots - target).T)
-        # From about two metres, though not always from the best place.
-        at = spots[np.argmin(np.abs(distance - kit.uniform(1.2, 2.4)) + kit.rng.uniform(0, 0.8, len(spots)))]
+        # From one or two metres, though not always from the best place.
+        at = spots[np.argmin(np.abs(distance - kit.uniform(0.7, 2.4)) + kit.rng.uniform(0, 0.8, len(spots)))]
         views.append(_looking(at, target, room.height, kit))
     return views
 
@@ -57,7 +58,7 @@ def camera_path(room: Room, kit: Kit) -> list[View]:
 def _looking(at: np.ndarray, target: np.ndarray, height: float, kit: Kit) -> View:
     """A pose over `at`, turned to a place on the plan: mostly down at it, now and then up the wall."""
     eye = np.array([*at, kit.uniform(1.25, 1.7)])
-    aim = np.array([*target, max(0.0, kit.rng.normal(0.75, 0.5)) if kit.chance(0.9) else height - 0.3])
+    aim = np.array([*target, max(0.0, kit.rng.normal(0.4, 0.4)) if kit.chance(0.95) else height - 0.3])
     forward = (aim - eye) / max(math.dist(aim, eye), 1e-6)
     if abs(forward[2]) > 0.95:
         forward = np.array([0.28, 0.0, -0.96])
@@ -241,17 +242,20 @@ def _front(row: np.ndarray, column: np.ndarray, far: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- how badly
 
 
-def depth_noise(points: np.ndarray, seen: Seen, spacing: float, kit: Kit) -> np.ndarray:
-    """Points (M, 3) as measured: pushed along the rays, more so far away, mostly in smooth waves
-    (as fusion of many frames leaves them), and shifted a little within the surface."""
+def depth_noise(
+    points: np.ndarray, normals: np.ndarray, faces: np.ndarray, rough: np.ndarray, seen: Seen, kit: Kit
+) -> np.ndarray:
+    """Points (M, 3) as measured: off the surface, more so far away, in smooth waves as fusion of many
+    frames leaves them, with jitter, more of it where edges are `rough` (M,), and shifted within the surface."""
     rng, single = kit.rng, points.astype(np.float32)
     sigma = (0.0012 + 0.0012 * seen.distance**2) * kit.uniform(0.6, 1.2)
     waves = smooth_noise(single, 1.3, rng.uniform(0, 6, 6)) + smooth_noise(single, 3.7, rng.uniform(0, 6, 6))
-    push = sigma * (0.8 * waves + 0.12 * rng.standard_normal(len(points)))
+    jitter = (0.5 + 2.5 * rough) * rng.standard_normal(len(points))
+    push = blended(sigma * (0.7 * waves + jitter), faces, 2)
     drift = np.stack([smooth_noise(single, 0.25, rng.uniform(0, 6, 6)) for _ in range(3)], 1)
-    slide = rng.uniform(-0.3, 0.3, points.shape) * spacing
-    slide -= (slide * seen.toward).sum(1, keepdims=True) * seen.toward
-    return points + push[:, None] * seen.toward + 0.006 * drift + slide
+    slide = rng.uniform(-0.3, 0.3, points.shape) * kit.step
+    slide -= (slide * normals).sum(1, keepdims=True) * normals
+    return points + push[:, None] * normals + 0.006 * drift + slide
 
 
 def shade(colors: np.ndarray, normals: np.ndarray, points: np.ndarray, kit: Kit) -> np.ndarray:
@@ -266,7 +270,8 @@ def shade(colors: np.ndarray, normals: np.ndarray, points: np.ndarray, kit: Kit)
         facing = np.maximum((offset * normals).sum(1) / np.maximum(reach, 0.2), 0)
         light += kit.uniform(0.2, 0.7) * facing / (1 + 0.35 * reach**2)
     light *= 1 + 0.15 * smooth_noise(points.astype(np.float32), 0.4, rng.uniform(0, 6, 6))
-    balance = kit.uniform(0.8, 1.35) * (1 + rng.normal(0, 0.06, 3))
+    # Lamps are warm, and cameras correct that in part.
+    balance = kit.uniform(0.8, 1.45) * (1 + rng.normal(0, 0.05, 3)) * (np.array([1.1, 1.0, 0.82]) ** kit.uniform(-0.2, 1.0))
     linear = np.clip(colors, 0.02, 1) * light[:, None] * balance
     linear = linear ** kit.uniform(0.7, 1.05) + rng.normal(0, 0.012, colors.shape)
     return np.rint(255 * np.clip(linear, 0, 1)).astype(np.uint8)
