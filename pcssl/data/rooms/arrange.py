@@ -61,7 +61,7 @@ def living_room(room: Room) -> None:
     for _ in range(kit.integer(0, 2)):
         _loose(room, (seating.armchair, seating.armchair, seating.ottoman))
     _along_walls(room, ((storage.bookshelf, 3), (storage.cube_shelf, 2), (storage.sideboard, 2)), kit.integer(1, 3))
-    if kit.chance(0.4):
+    if kit.chance(0.6):
         rules.dining_set(room, ON_TABLE)
 
 
@@ -85,7 +85,7 @@ def kitchen(room: Room) -> None:
 
 def bathroom(room: Room) -> None:
     kit = room.kit
-    tub = kit.chance(0.7) and room.against_wall(fixtures.bathtub(kit), tries=80, corner=True)
+    tub = kit.chance(0.55) and room.against_wall(fixtures.bathtub(kit), tries=80, corner=True)
     if not tub or kit.chance(0.2):
         room.against_wall(fixtures.shower_corner(kit), tries=60, corner=True)
     room.against_wall(fixtures.toilet(kit), tries=80, front=0.35)
@@ -147,8 +147,8 @@ ALONG_WALLS: dict[str, tuple] = {
     "bedroom": ((storage.bookshelf, 3), (seating.shell_chair, 2), (storage.storage_cabinet, 3), (storage.dresser, 1), (storage.cube_shelf, 1),
                 (tables.desk, 4), (seating.armchair, 2), (seating.ottoman, 1), (storage.wardrobe, 2), (seating.dining_chair, 2),
                 (storage.clothes_rail, 1.5), (appliances.exercise_machine, 0.7), (clutter.guitar, 0.5), (tables.console, 1),
-                (storage.rack, 1), (seating.bench, 1), (beds.bed, 3), (tables.end_table, 1)),
-    "living room": ((seating.sofa, 3), (seating.armchair, 2), (storage.bookshelf, 3), (storage.sideboard, 3),
+                (storage.rack, 1), (seating.bench, 1), (beds.bed, 5), (tables.end_table, 1)),
+    "living room": ((seating.sofa, 3), (seating.armchair, 4), (storage.bookshelf, 4), (storage.sideboard, 2),
                     (tables.desk, 2), (tables.end_table, 1), (appliances.piano, 0.6), (appliances.fireplace, 0.7),
                     (appliances.aquarium, 0.6), (seating.dining_chair, 3), (tables.dining_table, 2), (tables.coffee_table, 1), (clutter.guitar, 0.4),
                     (seating.ottoman, 1.5), (storage.rack, 0.7), (seating.bench, 1), (appliances.room_divider, 0.5)),
@@ -158,7 +158,7 @@ ALONG_WALLS: dict[str, tuple] = {
     "bathroom": ((storage.storage_cabinet, 3), (fixtures.washing_machine, 2), (fixtures.laundry_basket, 2), (storage.rack, 0.7),
                  (seating.stool, 1), (fixtures.drying_rack, 0.7), (appliances.heater, 0.5)),
     "office": ((tables.desk, 6), (storage.file_cabinet, 2), (storage.bookshelf, 3), (storage.storage_cabinet, 3),
-               (seating.armchair, 1), (seating.dining_chair, 2), (appliances.copier, 1), (storage.locker_wall, 1),
+               (seating.armchair, 2), (seating.dining_chair, 5), (appliances.copier, 1), (storage.locker_wall, 1),
                (appliances.water_cooler, 1), (tables.dining_table, 2), (storage.rack, 1), (seating.office_chair, 4),
                (appliances.room_divider, 0.7), (seating.shell_chair, 1)),
     "meeting room": ((seating.dining_chair, 5), (seating.shell_chair, 5), (seating.office_chair, 3), (storage.sideboard, 3), (storage.bookshelf, 2),
@@ -202,7 +202,7 @@ def furnished_flat(kit: Kit, kinds: tuple[str, ...]) -> list[Room]:
     """One to four rooms of these types with everything in them but walls, floors and ceilings."""
     rooms = flat(kit, kinds)
     # Large flats are meshed more coarsely, so that they differ less in vertices.
-    kit.step *= (1.0, 1.1, 1.3)[int(np.searchsorted((17, 28), sum(room.area for room in rooms)))]
+    kit.step *= (0.88, 1.0, 1.1, 1.3)[int(np.searchsorted((8, 17, 28), sum(room.area for room in rooms)))]
     for room in rooms:
         furnish(room)
     return rooms

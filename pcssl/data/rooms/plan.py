@@ -178,7 +178,7 @@ def _clear_at(room: Room, wall: Wall, u: float, w: float, h: float, swing: float
 
 def _outer_door(kit: Kit, room: Room) -> None:
     for _ in range(12):
-        double = room.kind in ("lecture room", "meeting room") and kit.chance(0.35)
+        double = room.kind in ("lecture room", "meeting room") and kit.chance(0.2)
         wall, w, h = kit.pick(room.walls), kit.uniform(1.3, 1.7) if double else kit.uniform(0.75, 1.0), kit.uniform(1.95, 2.15)
         if wall.length < w + 0.5:
             continue

@@ -19,7 +19,7 @@ from pcssl.data.rooms.piece import Kit
 from pcssl.data.rooms.shapes import Mesh
 
 PIXEL = 0.021  # of the depth map, as a tangent: a vertex spacing of 2.1 cm at 1 m
-HALF_W, HALF_H = 0.85, 0.58  # half the field, as tangents: a camera that sways 15 degrees about each pose
+HALF_W, HALF_H = 0.85, 0.54  # half the field, as tangents: a camera that sways 15 degrees about each pose
 COLUMNS, ROWS = int(2 * HALF_W / PIXEL) + 1, int(2 * HALF_H / PIXEL) + 1
 NEAR, FAR = 0.35, 4.5  # metres
 GRAZING = 0.12  # cosine of incidence under which nothing is measured
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
 def camera_path(room: Room, kit: Kit) -> list[View]:
     """Poses of a walk over the free floor; every part of the room is looked at from a few metres."""
     views, spots = [], _standing_room(room, kit.rng)
-    count = int(np.clip(kit.uniform(1.6, 2.2) * room.area, 12, 40))
+    count = int(np.clip(kit.uniform(1.6, 2.2) * room.area, 18, 40))
     for target in _spread(_over_plan(room, kit.rng, 300, 0.02), count, kit.rng):
         distance = np.hypot(*(spots - target).T)
         # From one or two metres, though not always from the best place.
@@ -58,7 +58,7 @@ def camera_path(room: Room, kit: Kit) -> list[View]:
 def _looking(at: np.ndarray, target: np.ndarray, height: float, kit: Kit) -> View:
     """A pose over `at`, turned to a place on the plan: mostly down at it, now and then up the wall."""
     eye = np.array([*at, kit.uniform(1.25, 1.7)])
-    aim = np.array([*target, max(0.0, kit.rng.normal(0.4, 0.4)) if kit.chance(0.95) else height - 0.3])
+    aim = np.array([*target, max(0.0, kit.rng.normal(0.25, 0.35)) if kit.chance(0.97) else height - 0.3])
     forward = (aim - eye) / max(math.dist(aim, eye), 1e-6)
     if abs(forward[2]) > 0.95:
         forward = np.array([0.28, 0.0, -0.96])
@@ -183,7 +183,7 @@ def observe(points: np.ndarray, normals: np.ndarray, returns: np.ndarray, views:
     sorted_points = surface.points.T  # float32
     patchy = np.exp(0.9 * smooth_noise(sorted_points, 0.7, kit.rng.uniform(0, 6, 6)))
     patchy *= np.exp(0.6 * smooth_noise(sorted_points, 2.9, kit.rng.uniform(0, 6, 6)))
-    keep = quality > 0.16 * patchy
+    keep = quality > 0.14 * patchy
     keep = keep[np.argsort(order)]  # in the order of the vertices
     back = np.empty(n, np.int64)
     back[order] = np.arange(n)
