@@ -151,13 +151,13 @@ class Palette:
 
 
 def _draw(rng: np.random.Generator, table: tuple) -> object:
-    """An entry of ((name, share), ...)."""
+    """An entry of ((entry, share), ...)."""
     at = rng.uniform() * sum(share for _, share in table)
-    for name, share in table:
+    for entry, share in table:
         at -= share
         if at < 0:
-            break
-    return name
+            return entry
+    return table[-1][0]
 
 
 def _material(rng: np.random.Generator, role: str) -> Material:

@@ -267,11 +267,3 @@ def radiator(kit: Kit, w: float) -> list[Piece]:
         for low in (z, z + h - 0.03):
             piece.box((w, 0.05, 0.03), (0, 0.08, low), finish)
     return [piece]
-
-
-def shower_head(kit: Kit) -> list[Piece]:
-    """A riser with a hand shower."""
-    piece, metal = Piece("shower head", kit), kit.material("metal")
-    piece.pipe(((0, 0.05, 1.0), (0, 0.05, 2.0), (0, 0.25, 2.05)), 0.014, metal)
-    piece.loft([(2.0, 0.09, 0.09), (2.02, 0.09, 0.09), (2.05, 0.02, 0.02)], metal, (0, 0.27, 0))
-    return [piece]

@@ -35,27 +35,26 @@ def cells(length: float, step: float) -> int:
     return max(1, round(float(length) / step))
 
 
-@functools.lru_cache(maxsize=512)
-def _grid(nu: int, nv: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """u and v (N,) of a grid on [0, 1]^2 and its faces (F, 3); small grids come again and again."""
-    v, u = np.meshgrid(np.linspace(0, 1, nv + 1), np.linspace(0, 1, nu + 1))
+@functools.lru_cache(maxsize=1024)
+def _grid_faces(nu: int, nv: int) -> np.ndarray:
+    """(F, 3) faces of a grid of nu x nv cells whose vertices are numbered along v first."""
     index = np.arange((nu + 1) * (nv + 1)).reshape(nu + 1, nv + 1)
     a, b, c, d = index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]
     # Alternate the diagonal, as a regular one would give every patch the same visible grain.
     odd = (np.add.outer(np.arange(nu), np.arange(nv)) % 2).astype(bool)
-    first = np.where(odd[..., None], np.stack([a, b, c], -1), np.stack([a, b, d], -1))
-    second = np.where(odd[..., None], np.stack([a, c, d], -1), np.stack([b, c, d], -1))
-    grid = u.ravel(), v.ravel(), np.concatenate([first, second], -1).reshape(-1, 3)
-    for array in grid:
-        array.flags.writeable = False
-    return grid
+    faces = np.empty((nu, nv, 6), np.int64)
+    for i, (one, other) in enumerate(((a, a), (b, b), (c, d), (a, b), (c, c), (d, d))):
+        faces[:, :, i] = np.where(odd, one, other)
+    faces = faces.reshape(-1, 3)
+    faces.flags.writeable = False
+    return faces
 
 
 def surface(fn: Callable[[np.ndarray, np.ndarray], np.ndarray], nu: int, nv: int) -> Mesh:
     """Map a grid on [0, 1]^2 by `fn(u, v) -> (N, 3)`; its outside is the side of du x dv."""
-    # Only small grids are worth keeping: there are many of them.
-    u, v, faces = (_grid if nu * nv < 600 else _grid.__wrapped__)(nu, nv)
-    return Mesh(fn(u, v), faces)
+    u, v = np.repeat(np.linspace(0, 1, nu + 1), nv + 1), np.tile(np.linspace(0, 1, nv + 1), nu + 1)
+    # Small grids come again and again; large ones would fill the memory.
+    return Mesh(fn(u, v), (_grid_faces if nu * nv < 2000 else _grid_faces.__wrapped__)(nu, nv))
 
 
 def sheet(origin: Sequence[float], u: Sequence[float], v: Sequence[float], step: float) -> Mesh:
@@ -68,29 +67,34 @@ def sheet(origin: Sequence[float], u: Sequence[float], v: Sequence[float], step:
     return surface(fn, nu, nv)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _lattice(nx: int, ny: int, nz: int) -> Mesh:
     """The skin of a block of nx x ny x nz cells, as a cube [0, 1]^3 whose sides share vertices along the edges."""
-    sides = (
-        ((0, 0, 0), (0, 1, 0), (1, 0, 0), ny, nx),
-        ((0, 0, 1), (1, 0, 0), (0, 1, 0), nx, ny),
-        ((0, 0, 0), (1, 0, 0), (0, 0, 1), nx, nz),
-        ((0, 1, 0), (0, 0, 1), (1, 0, 0), nz, nx),
-        ((0, 0, 0), (0, 0, 1), (0, 1, 0), nz, ny),
-        ((1, 0, 0), (0, 1, 0), (0, 0, 1), ny, nz),
-    )
-    parts = []
-    for o, du, dv, nu, nv in sides:
-        u, v, faces = _grid.__wrapped__(nu, nv)
-        parts.append(Mesh(np.stack([o[i] + u * du[i] + v * dv[i] for i in range(3)], 1), faces))
-    skin, counts = merge(parts), np.array([nx, ny, nz])
-    node = np.rint(skin.vertices * counts).astype(np.int64)
-    key = (node[:, 0] * (ny + 1) + node[:, 1]) * (nz + 1) + node[:, 2]
-    _, first, same = np.unique(key, return_index=True, return_inverse=True)
-    lattice = Mesh(node[first] / counts, same.reshape(-1)[skin.faces])
+    sides = (  # the fixed axis and its value, the axes of u and v: outside along u x v
+        (2, 0, 1, 0), (2, nz, 0, 1), (1, 0, 0, 2), (1, ny, 2, 0), (0, 0, 2, 1), (0, nx, 1, 2),
+    )  # fmt: skip
+    counts = (nx, ny, nz)
+    vertices, faces = np.empty(((nx + 1) * (ny + 1) * (nz + 1) - (nx - 1) * (ny - 1) * (nz - 1), 3)), []
+    for fixed, value, u, v in sides:
+        node: list = [value] * 3
+        node[u] = np.repeat(np.arange(counts[u] + 1), counts[v] + 1)
+        node[v] = np.tile(np.arange(counts[v] + 1), counts[u] + 1)
+        number = _number_on_skin(*node, *counts)
+        vertices[number] = np.stack(np.broadcast_arrays(*(node[i] / counts[i] for i in range(3))), 1)
+        faces.append(number[_grid_faces.__wrapped__(counts[u], counts[v])])
+    lattice = Mesh(vertices, np.concatenate(faces))
     for array in lattice:
         array.flags.writeable = False
     return lattice
+
+
+def _number_on_skin(i: np.ndarray, j: np.ndarray, k: np.ndarray, nx: int, ny: int, nz: int) -> np.ndarray:
+    """The number of node (i, j, k), which lies on the skin of a block, among all that do, x slowest, z fastest."""
+    whole = (ny + 1) * (nz + 1)  # in the slices at both ends; the others are rings
+    ring = whole - (ny - 1) * (nz - 1)
+    in_ring = np.where(j == 0, k, nz + 1 + np.where(j == ny, (ny - 1) * 2 + k, (j - 1) * 2 + (k > 0)))
+    before = np.where(i == 0, 0, whole + (i - 1) * ring)
+    return before + np.where((i == 0) | (i == nx), j * (nz + 1) + k, in_ring)
 
 
 def box(size: Sequence[float], step: float) -> Mesh:
@@ -138,8 +142,8 @@ def perforated(
         parts = [np.linspace(a, b, cells(b - a, step) + 1)[:-1] for a, b in zip(knots[:-1], knots[1:])]
         lines.append(np.append(np.concatenate(parts), knots[-1]))
     nu, nv = len(lines[0]) - 1, len(lines[1]) - 1
-    i, j, faces = _grid.__wrapped__(nu, nv)
-    x, y = lines[0][np.rint(i * nu).astype(int)], lines[1][np.rint(j * nv).astype(int)]
+    faces = _grid_faces.__wrapped__(nu, nv)
+    x, y = np.repeat(lines[0], nv + 1), np.tile(lines[1], nu + 1)
     mid_x, mid_y = x[faces].mean(1), y[faces].mean(1)
     keep = np.ones(len(faces), bool)
     for u0, u1, v0, v1 in holes:

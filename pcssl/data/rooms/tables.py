@@ -159,7 +159,7 @@ def end_table(kit: Kit) -> Group:
 
 def _filled_below(group: Group) -> Group:
     """Low tables: nothing is pushed under them, and some have a second board."""
-    (w, d, h), piece = group.size, group.pieces[0]
+    (w, d, _), piece = group.size, group.pieces[0]
     if piece.kit.chance(0.3):
         piece.box((0.8 * w, 0.8 * d, 0.02), (0, 0, 0.12), piece.kit.material("board"))
     return Group(group.size, group.pieces, group.tops)
