@@ -1,7 +1,6 @@
 """Generated rooms: the layout on disk, determinism, and what makes them worth training on."""
 
 import filecmp
-import hashlib
 import json
 import os
 import re
@@ -125,7 +124,9 @@ def test_axis_alignment_in_the_file_undoes_the_rotation(raw):
     assert np.quantile(np.abs(wall[:, :2]).max(1), 0.2) > 0.9
 
 
-def test_workers_do_not_change_a_byte(raw, tmp_path):
+def test_workers_and_threads_do_not_change_a_byte(raw, tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")  # for the workers, which are new processes
     other = tmp_path / "raw"
     generate_rooms(other, scenes=SCENES, val=1, seed=SEED, workers=2, progress=False)
     files = sorted(p.relative_to(raw) for p in raw.rglob("*") if p.is_file())
@@ -166,21 +167,6 @@ def test_bad_numbers_are_refused(tmp_path, wrong):
     assert not (tmp_path / "raw").exists()
 
 
-def test_a_scan_depends_on_seed_and_index_only(rooms):
-    code = (
-        "import hashlib\nfrom pcssl.data.rooms import generate_room\n"
-        f"room = generate_room({SEED}, 0)\n"
-        "print(hashlib.sha256(room.vertices.tobytes() + room.colors.tobytes() + room.faces.tobytes()).hexdigest())"
-    )
-    threads = {name: "2" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    environment = os.environ | threads | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONHASHSEED": "7"}
-    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    room = rooms[0]
-    digest = hashlib.sha256(room.vertices.tobytes() + room.colors.tobytes() + room.faces.tobytes()).hexdigest()
-    assert other.stdout.strip() == digest
-    assert not np.array_equal(rooms[1].vertices[:100], room.vertices[:100])
-
-
 def check_scan(room):
     n = len(room.vertices)
     assert 35_000 < n < 290_000
@@ -198,14 +184,14 @@ def check_scan(room):
     edges = room.vertices[room.faces]
     spacing = np.linalg.norm(edges[:, 0] - edges[:, 1], axis=1)
     assert 0.015 < np.mean(spacing) < 0.04
-    for owner in (room.segment, room.instance):
-        assert len(owner) == n
-    assert len(np.unique(np.stack([room.segment, room.instance]), axis=1).T) <= room.segment.max() + 1
+    pairs = np.unique(room.segment.astype(np.int64) * 10_000 + room.instance)
+    assert len(pairs) == len(np.unique(room.segment)), "a segment reaches over two instances"
 
 
 def test_scans_are_sound(rooms):
     for room in rooms:
         check_scan(room)
+    assert not np.array_equal(rooms[0].vertices[:100], rooms[1].vertices[:100])
 
 
 def test_every_block_holds_every_type_and_flats_of_up_to_four_rooms():
@@ -328,7 +314,7 @@ def test_faces_point_into_the_room(rooms):
         normal = face_normals(points, room.faces)
         label = np.where((room.nyu40[room.faces] == room.nyu40[room.faces[:, :1]]).all(1), room.nyu40[room.faces[:, 0]], 0)
         assert (normal[label == 2, 2] > 0).mean() > 0.97
-        assert (normal[label == 22, 2] < 0).mean() > 0.97 or not (label == 22).any()
+        assert (normal[label == 22, 2] > 0).sum() <= 0.03 * (label == 22).sum(), "ceilings face down"
 
 
 @pytest.mark.slow
@@ -367,7 +353,7 @@ def test_interrupt_stops_all_workers(tmp_path):
     path = tmp_path / "raw"
     code = (
         "from pcssl.data.rooms import generate_rooms\n"
-        f"if __name__ == '__main__':\n    generate_rooms({str(path)!r}, scenes=400, val=0, workers=2, progress=False)\n"
+        f"if __name__ == '__main__':\n    generate_rooms({str(path)!r}, scenes=400, val=0, seed={SEED}, workers=2, progress=False)\n"
     )
     script = tmp_path / "run.py"
     script.write_text(code)

@@ -70,12 +70,11 @@ def sheet(origin: Sequence[float], u: Sequence[float], v: Sequence[float], step:
 @functools.lru_cache(maxsize=256)
 def _lattice(nx: int, ny: int, nz: int) -> Mesh:
     """The skin of a block of nx x ny x nz cells, as a cube [0, 1]^3 whose sides share vertices along the edges."""
-    sides = (  # the fixed axis and its value, the axes of u and v: outside along u x v
-        (2, 0, 1, 0), (2, nz, 0, 1), (1, 0, 0, 2), (1, ny, 2, 0), (0, 0, 2, 1), (0, nx, 1, 2),
-    )  # fmt: skip
+    # Of each side: where it lies on its own axis, and the axes of u and v; its outside is along u x v.
+    sides = ((0, 1, 0), (nz, 0, 1), (0, 0, 2), (ny, 2, 0), (0, 2, 1), (nx, 1, 2))
     counts = (nx, ny, nz)
     vertices, faces = np.empty(((nx + 1) * (ny + 1) * (nz + 1) - (nx - 1) * (ny - 1) * (nz - 1), 3)), []
-    for fixed, value, u, v in sides:
+    for value, u, v in sides:
         node: list = [value] * 3
         node[u] = np.repeat(np.arange(counts[u] + 1), counts[v] + 1)
         node[v] = np.tile(np.arange(counts[v] + 1), counts[u] + 1)
