@@ -16,28 +16,45 @@ import pytest
 from plyfile import PlyData
 from scipy.spatial import cKDTree
 
-from pcssl.data.rooms import arrange, generate_room, generate_rooms, layout, scan
-from pcssl.data.rooms.furniture import wardrobe
-from pcssl.data.rooms.generate import _assemble, room_kind
+from pcssl.data.rooms import appliances, arrange, clutter, generate_room, generate_rooms, layout, scan
+from pcssl.data.rooms.generate import _assemble, room_kinds
 from pcssl.data.rooms.labels import BENCHMARK_20, CATEGORIES
 from pcssl.data.rooms.materials import Palette
 from pcssl.data.rooms.piece import Kit
+from pcssl.data.rooms.shell import shell
+from pcssl.data.rooms.storage import wardrobe
 from pcssl.data.rooms.write import COLUMNS
 from pcssl.errors import UserError
 
-SCENES = 3
+SCENES = 2
+SEED = 172  # its first scans are a bathroom and a bedroom: small, so quick
 
 
 @pytest.fixture(scope="module")
 def rooms():
-    """One block of scenes, which holds every type of room."""
+    return [generate_room(SEED, index) for index in range(SCENES)]
+
+
+@pytest.fixture(scope="module")
+def flats():
+    """Furnished but not scanned: a block, which holds every type of room, on a coarse grid."""
+    found = []
+    for index in range(len(arrange.BLOCK)):
+        rng = np.random.default_rng([3, index])
+        found.append(arrange.furnished_flat(Kit(rng, Palette(rng), 0.3), arrange.BLOCK[index]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def block():
+    """A block of scans."""
     return [generate_room(0, index) for index in range(len(arrange.BLOCK))]
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     path = tmp_path_factory.mktemp("rooms") / "raw"
-    generate_rooms(path, scenes=SCENES, val=1, seed=5, progress=False)
+    generate_rooms(path, scenes=SCENES, val=1, seed=SEED, progress=False)
     return path
 
 
@@ -107,9 +124,11 @@ def test_axis_alignment_in_the_file_undoes_the_rotation(raw):
     assert np.quantile(np.abs(wall[:, :2]).max(1), 0.2) > 0.9
 
 
-def test_workers_do_not_change_a_byte(raw, tmp_path):
+def test_workers_and_threads_do_not_change_a_byte(raw, tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")  # for the workers, which are new processes
     other = tmp_path / "raw"
-    generate_rooms(other, scenes=SCENES, val=1, seed=5, workers=2, progress=False)
+    generate_rooms(other, scenes=SCENES, val=1, seed=SEED, workers=2, progress=False)
     files = sorted(p.relative_to(raw) for p in raw.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file())
     assert filecmp.cmpfiles(raw, other, files, shallow=False)[0] == files
@@ -121,17 +140,17 @@ def test_resume_writes_only_what_is_missing(raw, tmp_path, capsys):
     lost, kept = (path / "scans" / f"scene000{i}_00" for i in (1, 0))
     (kept / "mark").write_text("untouched")
     os.rename(lost, path / "scans" / ".partial_scene0001_00")
-    generate_rooms(path, scenes=SCENES, val=1, seed=5)
+    generate_rooms(path, scenes=SCENES, val=1, seed=SEED)
     assert (kept / "mark").exists()
     assert filecmp.dircmp(lost, raw / "scans" / lost.name).diff_files == []
     assert sorted(os.listdir(path / "scans")) == sorted(os.listdir(raw / "scans"))
-    assert "rooms 3/3" in capsys.readouterr().err
+    assert "rooms 2/2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [{"seed": 6}, {"scenes": 4}, {"val": 2}])
+@pytest.mark.parametrize("change", [{"seed": SEED + 1}, {"scenes": 4}, {"val": 2}])
 def test_another_collection_is_refused(raw, change):
     with pytest.raises(UserError, match=f"{next(iter(change))} is .* use another folder"):
-        generate_rooms(raw, **({"scenes": SCENES, "val": 1, "seed": 5} | change))
+        generate_rooms(raw, **({"scenes": SCENES, "val": 1, "seed": SEED} | change))
 
 
 def test_a_foreign_folder_is_refused(tmp_path):
@@ -148,83 +167,171 @@ def test_bad_numbers_are_refused(tmp_path, wrong):
     assert not (tmp_path / "raw").exists()
 
 
+def check_scan(room):
+    n = len(room.vertices)
+    assert 35_000 < n < 290_000
+    assert room.vertices.dtype == np.float32 and np.isfinite(room.vertices).all()
+    assert room.colors.dtype == np.uint8 and room.colors.shape == (n, 3)
+    assert room.faces.min() == 0 and room.faces.max() == n - 1
+    assert len(np.unique(room.faces)) == n
+    assert (np.diff(np.sort(room.faces, axis=1), axis=1) > 0).all()
+    assert np.ptp(aligned(room)[:, 2]) < 3.1
+    assert set(np.unique(room.instance)) - {-1} == set(range(len(room.categories)))
+    for number, category in enumerate(room.categories):
+        assert (room.nyu40[room.instance == number] == CATEGORIES[category].nyu40).all()
+    assert (room.nyu40[room.instance < 0] == 0).all()
+    assert 0 < (room.nyu40 == 0).mean() < 0.3
+    edges = room.vertices[room.faces]
+    spacing = np.linalg.norm(edges[:, 0] - edges[:, 1], axis=1)
+    assert 0.015 < np.mean(spacing) < 0.04
+    pairs = np.unique(room.segment.astype(np.int64) * 10_000 + room.instance)
+    assert len(pairs) == len(np.unique(room.segment)), "a segment reaches over two instances"
+
+
 def test_scans_are_sound(rooms):
     for room in rooms:
-        n = len(room.vertices)
-        assert 20_000 < n < 150_000
-        assert room.vertices.dtype == np.float32 and np.isfinite(room.vertices).all()
-        assert room.colors.dtype == np.uint8 and room.colors.shape == (n, 3)
-        assert room.faces.min() == 0 and room.faces.max() == n - 1
-        assert len(np.unique(room.faces)) == n
-        assert (np.diff(np.sort(room.faces, axis=1), axis=1) > 0).all()
-        assert np.ptp(aligned(room)[:, 2]) < 3.1
-        assert set(np.unique(room.instance)) - {-1} == set(range(len(room.categories)))
-        for number, category in enumerate(room.categories):
-            assert (room.nyu40[room.instance == number] == CATEGORIES[category].nyu40).all()
-        assert (room.nyu40[room.instance < 0] == 0).all()
+        check_scan(room)
+    assert not np.array_equal(rooms[0].vertices[:100], rooms[1].vertices[:100])
 
 
-def test_all_classes_occur(rooms):
-    found = set(np.concatenate([np.unique(room.nyu40) for room in rooms]))
-    assert set(BENCHMARK_20) <= found
-    assert found - set(BENCHMARK_20) - {0}, "nothing to ignore"
-
-
-def test_every_block_holds_every_type():
+def test_every_block_holds_every_type_and_flats_of_up_to_four_rooms():
     for block in range(3):
         start = block * len(arrange.BLOCK)
-        kinds = [room_kind(7, start + i) for i in range(len(arrange.BLOCK))]
+        kinds = [room_kinds(7, start + i) for i in range(len(arrange.BLOCK))]
         assert sorted(kinds) == sorted(arrange.BLOCK)
+        assert {kind for scan_kinds in kinds for kind in scan_kinds} == set(arrange.ROOM_TYPES)
+        assert {len(scan_kinds) for scan_kinds in kinds} == {1, 2, 3, 4}
 
 
-def test_faces_point_into_the_room(rooms):
-    for room in rooms[:4]:
-        points = aligned(room)
-        normal = face_normals(points, room.faces)
-        label = np.where((room.nyu40[room.faces] == room.nyu40[room.faces[:, :1]]).all(1), room.nyu40[room.faces[:, 0]], 0)
-        assert (normal[label == 2, 2] > 0).mean() > 0.97
-        at, facing = points[room.faces[label == 1, 0], :2], normal[label == 1, :2]
-        # Walls on the outline of the plan look towards its middle.
-        on_outline = (np.abs(np.abs(at) - np.abs(at).max(0)) < 0.06).any(1)
-        assert (-(facing * at).sum(1)[on_outline] > 0).mean() > 0.9
+def test_all_classes_are_placed(flats):
+    names = {item.piece.category for flat in flats for room in flat for item in shell(room) + room.placed} - {None}
+    placed = {CATEGORIES[name].nyu40 for name in names}
+    assert set(BENCHMARK_20) <= placed
+    assert len(names) > 60
 
 
-def test_things_stand_apart_and_inside():
-    for index in range(8):
-        rng = np.random.default_rng(index)
-        kit = Kit(rng, Palette(rng), 0.2)
-        room = arrange.furnished_room(kit, arrange.BLOCK[index])
-        assert len(room.placed) > 5
-        for i, one in enumerate(room.solid):
-            assert room.inside(one.corners()).all()
-            assert not any(one.overlaps(other) for other in room.solid[i + 1 :])
+def test_things_outside_the_benchmark_are_many():
+    outside = {name for name, category in CATEGORIES.items() if category.nyu40 not in (*BENCHMARK_20, 0)}
+    other = {name for name, category in CATEGORIES.items() if category.nyu40 == 39}
+    assert len(other) >= 20 and len(outside) >= 30
+    rng = np.random.default_rng(0)
+    kit = Kit(rng, Palette(rng), 0.03)
+    builders = [value for module in (clutter, appliances) for name, value in vars(module).items()
+                if callable(value) and getattr(value, "__module__", "") == module.__name__ and name[0] != "_"]  # fmt: skip
+    builders.remove(clutter.ceiling_lamp)  # which also needs the height of the room
+    varied = []
+    for make in builders:
+        sizes = []
+        for _ in range(3):
+            group = make(kit)
+            vertices = np.concatenate([mesh.vertices for piece in group.pieces for mesh in piece.meshes])
+            assert np.isfinite(vertices).all() and vertices[:, 2].min() > -0.03
+            # It stays within the box that was reserved for it.
+            half = np.array(group.size[:2]) / 2
+            assert (np.abs(vertices[:, :2]) < half + 0.1).all(), make.__name__
+            assert vertices[:, 2].max() < group.size[2] + 0.1, make.__name__
+            sizes.append(np.ptp(vertices, axis=0))
+        varied.append(not np.allclose(sizes[0], sizes[1]) or not np.allclose(sizes[1], sizes[2]))
+    assert len(builders) > 40 and np.mean(varied) > 0.8, "sizes are continuous"
+
+
+def test_nothing_intersects_and_doors_are_free(monkeypatch):
+    stood: dict[int, list] = {}
+    put = layout.Room.put
+
+    def recorded(room, group, x, y, z, angle):
+        stood.setdefault(id(room), []).append(layout.solids(group, x, y, z, angle))
+        put(room, group, x, y, z, angle)
+
+    monkeypatch.setattr(layout.Room, "put", recorded)
+    for index, kinds in enumerate(arrange.BLOCK[:11:2]):
+        rng = np.random.default_rng([11, index])
+        flat = arrange.furnished_flat(Kit(rng, Palette(rng), 0.3), kinds)
+        for room in flat:
+            groups = stood[id(room)]
+            assert len(groups) > 1
+            for i, one in enumerate(groups):
+                for block in one:
+                    assert room.inside(block.base.corners()).all() and block.z1 < room.height
+                    assert not any(block.overlaps(door) for door in room.clear), "something stands before a door"
+                    for other in groups[i + 1 :]:
+                        assert not any(block.overlaps(another) for another in other)
+        joined = sum(bool(room.clear) for room in flat)
+        assert len(flat) == 1 or joined == len(flat), "a room without a door"
+        bounds = [room.bounds for room in flat]
+        for i, a in enumerate(bounds):
+            for j in range(i):
+                b = bounds[j]
+                apart = a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
+                assert apart or flat[i].notch or flat[j].notch
+        stood.clear()
+
+
+def test_footprints_overlap_as_rectangles_do():
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 41), np.linspace(-1, 1, 41)), -1).reshape(-1, 2)
+    for _ in range(200):
+        values = rng.uniform(0.1, 1.2, 8)
+        one = layout.Footprint(0.0, 0.0, values[0], *values[1:3])
+        two = layout.Footprint(values[3] - 0.5, values[4] * 1.5, values[5] * 3, *values[6:8])
+        inside = grid * (two.half_w, two.half_d)
+        c, s = np.cos(two.angle), np.sin(two.angle)
+        points = np.stack([two.x + c * inside[:, 0] - s * inside[:, 1], two.y + s * inside[:, 0] + c * inside[:, 1]], 1)
+        covered = one.contains(points).any()
+        if covered:
+            assert one.overlaps(two) and two.overlaps(one)
+        elif one.overlaps(two):  # then they meet in less than a cell of the grid
+            assert one.grown(0.08).contains(points).any()
 
 
 def test_hidden_surfaces_are_removed():
     rng = np.random.default_rng(0)
-    kit = Kit(rng, Palette(rng), 0.03)
-    room = layout.Room(kit, 4.0, 3.5, 2.5, None)
+    kit = Kit(rng, Palette(rng), 0.025)
+    room = layout.Room(kit, "bedroom", (0.0, 4.0, 0.0, 3.5), 2.5)
     wall = room.walls[0]
     spot = room.against_wall(wardrobe(kit), [wall])
     spot_w, spot_d, spot_h = spot.group.size
-    placed = layout.shell(room) + room.placed
-    mesh, _, owner = _assemble(placed)
+    placed = shell(room) + room.placed
+    mesh, paint, owner = _assemble(placed)
     normals = scan.vertex_normals(mesh)
-    seen = scan.observe(mesh, normals, scan.cameras(room, kit), kit)
+    seen = scan.observe(mesh.vertices, normals, np.ones(len(owner)), scan.camera_path(room, kit), kit)
     kept = np.zeros(len(owner), bool)
     kept[seen.index] = True
     points = mesh.vertices
     shade = (np.abs(points[:, 0] - spot.x) < spot_w / 2 - 0.15) & (points[:, 2] < spot_h - 0.2)
     behind = (owner == 0) & shade
-    front = (owner == len(placed) - 1) & (points[:, 1] > spot.y + spot_d / 2 - 0.08) & (points[:, 2] > 0.3)
+    front = (owner == len(placed) - 1) & (points[:, 1] > spot.y + spot_d / 2 - 0.1) & (points[:, 2] > 0.3)
     underside = (owner == len(placed) - 1) & (normals[:, 2] < -0.9)
     assert behind.sum() > 300 and kept[behind].mean() < 0.01
-    assert underside.sum() > 100 and not kept[underside].any()
-    assert kept[front].mean() > 0.4
-    assert kept[(owner == 0) & ~shade & (points[:, 2] < 2)].mean() > 0.5
+    assert underside.sum() > 100 and kept[underside].mean() < 0.02
+    assert kept[front & (normals[:, 1] > 0.8)].mean() > 0.4
+    assert kept[(owner == 0) & ~shade & (points[:, 2] < 1.5)].mean() > 0.4
 
 
-def test_colour_alone_does_not_tell_the_class(rooms):
+def test_faces_point_into_the_room(rooms):
+    for room in rooms:
+        points = aligned(room)
+        normal = face_normals(points, room.faces)
+        label = np.where((room.nyu40[room.faces] == room.nyu40[room.faces[:, :1]]).all(1), room.nyu40[room.faces[:, 0]], 0)
+        assert (normal[label == 2, 2] > 0).mean() > 0.97
+        assert (normal[label == 22, 2] > 0).sum() <= 0.03 * (label == 22).sum(), "ceilings face down"
+
+
+@pytest.mark.slow
+def test_a_block_of_scans_is_like_scannet(block):
+    for room in block:
+        check_scan(room)
+    nyu40 = np.concatenate([room.nyu40 for room in block])
+    assert set(BENCHMARK_20) <= set(np.unique(nyu40))
+    share = {label: (nyu40 == label).sum() / np.isin(nyu40, BENCHMARK_20).sum() for label in BENCHMARK_20}
+    assert 0.25 < share[1] < 0.45 and 0.14 < share[2] < 0.32
+    assert all(share[label] > 0.0005 for label in BENCHMARK_20)
+    assert 0.005 < (nyu40 == 0).mean() < 0.12
+    assert 80_000 < np.median([len(room.vertices) for room in block]) < 200_000
+
+
+@pytest.mark.slow
+def test_colour_alone_does_not_tell_the_class(block):
     def sample(some):
         rng, colors, labels = np.random.default_rng(0), [], []
         for room in some:
@@ -234,11 +341,11 @@ def test_colour_alone_does_not_tell_the_class(rooms):
                 labels.append(np.full(100, label))
         return np.concatenate(colors).astype(float), np.concatenate(labels)
 
-    known, names = sample(rooms[:6])
-    asked, truth = sample(rooms[6:])
+    known, names = sample(block[:6])
+    asked, truth = sample(block[6:])
     guess = names[cKDTree(known).query(asked)[1]]
     recall = [np.mean(guess[truth == label] == label) for label in np.unique(truth)]
-    assert np.mean(recall) < 0.12, "chance is 0.05"
+    assert np.mean(recall) < 0.15, "chance is 0.05"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process group")
@@ -246,7 +353,7 @@ def test_interrupt_stops_all_workers(tmp_path):
     path = tmp_path / "raw"
     code = (
         "from pcssl.data.rooms import generate_rooms\n"
-        f"if __name__ == '__main__':\n    generate_rooms({str(path)!r}, scenes=400, val=0, workers=2, progress=False)\n"
+        f"if __name__ == '__main__':\n    generate_rooms({str(path)!r}, scenes=400, val=0, seed={SEED}, workers=2, progress=False)\n"
     )
     script = tmp_path / "run.py"
     script.write_text(code)

@@ -1,380 +1,269 @@
-"""Room types: what stands in each and by which rules it is arranged.
-
-Every function takes an empty `Room` with doors and windows and fills it. What does not fit is
-left out, so the same recipe gives sparse and crowded rooms.
-"""
+"""Room types: what stands in each. What does not fit is left out, so that the same recipe gives
+sparse and crowded rooms. The tables say what occurs with what; `rules` says how it is put."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from pcssl.data.rooms import clutter, fixtures, furniture, openings
-from pcssl.data.rooms.layout import Footprint, Placed, Rect, Room, Spot, Wall, new_room
-from pcssl.data.rooms.piece import Group, Kit
+from pcssl.data.rooms import appliances, beds, clutter, fixtures, openings, rules, seating, storage, tables
+from pcssl.data.rooms.layout import Room
+from pcssl.data.rooms.piece import Kit
+from pcssl.data.rooms.plan import flat, windows
+
+ON_DESK = (clutter.keyboard, clutter.book_stack, clutter.lamp, clutter.paper_stack, clutter.bottles, clutter.small_carton,
+           clutter.telephone, clutter.pot_plant, clutter.photo_frame, clutter.printer, clutter.speaker)  # fmt: skip
+ON_TABLE = (clutter.dishes, clutter.dishes, clutter.bottles, clutter.fruit_bowl, clutter.vase, clutter.book_stack,
+            clutter.pot_plant, clutter.laptop, clutter.small_carton)  # fmt: skip
+ON_COUNTER = (clutter.appliance, clutter.appliance, clutter.bottles, clutter.dish_rack, clutter.pot, clutter.dishes,
+              clutter.small_carton, clutter.paper_roll, clutter.fruit_bowl)  # fmt: skip
+ON_CABINET = (clutter.book_stack, clutter.small_carton, clutter.lamp, clutter.pot_plant, clutter.vase, clutter.photo_frame,
+              clutter.folded_cloth, clutter.basket, clutter.speaker)  # fmt: skip
+ON_SHELF = (clutter.small_carton, clutter.basket, clutter.vase, clutter.pot_plant, clutter.book_stack)
+IN_BATH = (clutter.soap, clutter.soap, clutter.paper_roll, clutter.folded_cloth, clutter.basket)
+ON_BED = (clutter.folded_cloth, clutter.cushion, clutter.toy, clutter.book_stack, clutter.laptop)
+ON_MEETING = (clutter.laptop, clutter.paper_stack, clutter.bottles, clutter.projector, clutter.telephone)
 
 
 def bedroom(room: Room) -> None:
     kit = room.kit
-    for _ in range(2 if kit.chance(0.2) else 1):
-        spot = room.against_wall(furniture.bed(kit), tries=40)
-        if spot:
-            for side in (-1, 1):
-                if kit.chance(0.7):
-                    small = kit.pick((furniture.nightstand, furniture.nightstand, furniture.end_table))
-                    _topped(room, room.beside(small(kit), spot, side, kit.uniform(0.03, 0.12)), clutter.ON_CABINET, 1)
-    _along_walls(room, (furniture.wardrobe, furniture.dresser, furniture.storage_cabinet), 2)
-    if kit.chance(0.5):
-        _work_place(room)
-    if kit.chance(0.4):
-        _loose(room, (furniture.armchair, furniture.ottoman, furniture.bench))
-    if kit.chance(0.3):
-        _along_walls(room, (furniture.bookshelf, furniture.tv_stand), 1)
+    for _ in range(2 if kit.chance(0.45) else 1):
+        make = rules.draw(kit, ((beds.bed, 8), (beds.bunk_bed, 1), (beds.day_bed, 1)))
+        spot = room.against_wall(make(kit), tries=60)
+        rules.topped(room, spot, ON_BED, 2)
+        for side in (-1, 1):
+            if spot and kit.chance(0.7):
+                small = kit.pick((storage.nightstand, storage.nightstand, tables.end_table))(kit)
+                rules.topped(room, room.beside(small, spot, side, kit.uniform(0.03, 0.12)), (clutter.lamp, *ON_CABINET), 2)
+    if kit.chance(0.7):
+        rules.work_place(room, ON_DESK)
+    _along_walls(room, ((storage.wardrobe, 2), (storage.dresser, 2), (storage.storage_cabinet, 2)), 2)
 
 
 def living_room(room: Room) -> None:
     kit = room.kit
-    for _ in range(kit.integer(1, 2)):
-        spot = room.against_wall(furniture.sofa(kit), tries=60, front=0.5)
+    for _ in range(kit.integer(1, 3)):
+        make = kit.pick((seating.sofa, seating.sofa, seating.corner_sofa))
+        spot = room.against_wall(make(kit), tries=60, front=0.4)
         if not spot:
             continue
-        ahead = spot.group.size[1] / 2 + kit.uniform(0.3, 0.4)
-        table = furniture.coffee_table(kit)
-        x, y = spot.at(kit.uniform(-0.3, 0.3), ahead + table.size[1] / 2)
-        _topped(room, room.stand(table, x, y, spot.angle), clutter.ON_TABLE, 2)
+        table = tables.coffee_table(kit)
+        ahead = spot.group.size[1] / 2 + kit.uniform(0.25, 0.45) + table.size[1] / 2
+        there = room.stand(table, *spot.at(kit.uniform(-0.3, 0.3), ahead), spot.angle)
+        rules.topped(room, there, ON_TABLE, 3)
         for side in (-1, 1):
-            if kit.chance(0.5):
-                _topped(room, room.beside(furniture.end_table(kit), spot, side, 0.08), clutter.ON_CABINET, 1)
-    _along_walls(room, (furniture.tv_stand,), 1)
+            if kit.chance(0.4):
+                rules.topped(room, room.beside(tables.end_table(kit), spot, side, 0.08), (clutter.lamp, *ON_CABINET), 2)
+    stand = room.against_wall(storage.tv_stand(kit), front=0.3)
+    if stand:
+        room.on_top(clutter.television(kit), stand, stand.group.tops[0], True)
     for _ in range(kit.integer(0, 2)):
-        _loose(room, (furniture.armchair, furniture.armchair, furniture.ottoman))
-    _along_walls(room, (furniture.bookshelf, furniture.bookshelf, furniture.storage_cabinet), kit.integer(1, 3))
-    if kit.chance(0.35):
-        dining_set(room)
+        _loose(room, (seating.armchair, seating.armchair, seating.ottoman))
+    _along_walls(room, ((storage.bookshelf, 3), (storage.cube_shelf, 2), (storage.sideboard, 2)), kit.integer(1, 3))
+    if kit.chance(0.6):
+        rules.dining_set(room, ON_TABLE)
 
 
 def kitchen(room: Room) -> None:
     kit = room.kit
-    run = room.against_wall(fixtures.kitchen_run(kit, kit.uniform(1.5, 2.8)), tries=60, corner=kit.chance(0.6), front=0.7)
-    if run:
-        _topped(room, run, clutter.ON_COUNTER, 3)
-        _upper_cabinets(room, run)
+    run = rules.kitchen_wall(room, ON_COUNTER, kit.uniform(1.6, 3.0))
+    for make in (fixtures.refrigerator, storage.tall_cabinet) if kit.chance(0.6) else (fixtures.refrigerator,):
         for side in (-1, 1) if kit.chance(0.5) else (1, -1):
-            if room.beside(fixtures.refrigerator(kit), run, side, 0.02):
+            if room.beside(make(kit), run, side, 0.02):
                 break
         else:
-            room.against_wall(fixtures.refrigerator(kit), tries=30)
-    if kit.chance(0.4):
+            room.against_wall(make(kit), tries=40, corner=kit.chance(0.5))
+    if kit.chance(0.35):
         spot = room.in_the_open(fixtures.counter_block(kit), 0.5, turn=run.angle if run else None)
-        _topped(room, spot, clutter.ON_COUNTER, 2)
-    dining_set(room)
-    _along_walls(room, (furniture.storage_cabinet, furniture.storage_cabinet, furniture.bench), kit.integer(0, 2))
+        rules.topped(room, spot, ON_COUNTER, 2)
+        if spot and kit.chance(0.5):
+            for x in (-0.35, 0.35):
+                rules.chair_at(room, spot, seating.stool, x, 1, spot.group.size[1])
+    rules.dining_set(room, ON_TABLE)
 
 
 def bathroom(room: Room) -> None:
     kit = room.kit
-    tub = kit.chance(0.8) and room.against_wall(fixtures.bathtub(kit), tries=80, corner=True)
-    if not tub or kit.chance(0.15):
+    tub = kit.chance(0.55) and room.against_wall(fixtures.bathtub(kit), tries=80, corner=True)
+    if not tub or kit.chance(0.2):
         room.against_wall(fixtures.shower_corner(kit), tries=60, corner=True)
-    room.against_wall(fixtures.toilet(kit), tries=60, front=0.4)
-    basin = fixtures.vanity(kit) if kit.chance(0.5) else fixtures.pedestal_sink(kit)
-    spot = room.against_wall(basin, tries=60, front=0.4)
-    if spot and kit.chance(0.8):
-        w, h, z = kit.uniform(0.4, 0.8), kit.uniform(0.5, 0.8), kit.uniform(1.1, 1.3)
-        rect = Rect(spot.u - w / 2, spot.u + w / 2, z, z + h)
-        room.on_wall(openings.panel(kit, "mirror", w, h, z), spot.wall, spot.u, rect)
+    room.against_wall(fixtures.toilet(kit), tries=80, front=0.35)
+    for _ in range(2 if kit.chance(0.15) else 1):
+        basin = fixtures.vanity(kit) if kit.chance(0.5) else fixtures.pedestal_sink(kit)
+        spot = room.against_wall(basin, tries=80, front=0.35)
+        rules.topped(room, spot, IN_BATH, 2)
+        if spot and kit.chance(0.8):
+            w, h, z = kit.uniform(0.4, 0.8), kit.uniform(0.5, 0.8), kit.uniform(1.1, 1.3)
+            rect = rules.Rect(spot.u - w / 2, spot.u + w / 2, z, z + h)
+            room.on_wall(openings.panel(kit, "mirror", w, h, z), spot.wall, spot.u, rect)
     for _ in range(kit.integer(1, 2)):
-        _hang(room, "towel", 0.5, 1.3)
-    if kit.chance(0.5):
-        _along_walls(room, (furniture.storage_cabinet,), 1)
-    if kit.chance(0.5):
-        _rug(room)
+        rules.hang(room, openings.towel, kit.uniform(0.35, 0.6), kit.uniform(0.4, 0.8), 1.1)
 
 
 def office(room: Room) -> None:
     kit = room.kit
-    for _ in range(kit.integer(2, 4)):
-        _work_place(room)
-    _along_walls(room, (furniture.bookshelf, furniture.file_cabinet, furniture.storage_cabinet), kit.integer(2, 4))
+    for _ in range(kit.integer(2, 6)):
+        rules.work_place(room, ON_DESK)
+    if kit.chance(0.5):
+        rules.dining_set(room, ON_MEETING)
+    _along_walls(room, ((storage.bookshelf, 3), (storage.file_cabinet, 2), (storage.storage_cabinet, 2)), kit.integer(1, 4))
     if kit.chance(0.6):
-        w = kit.uniform(1.0, 2.0)
-        _hang(room, "whiteboard", w, kit.uniform(0.8, 1.1))
-    if kit.chance(0.35):
-        dining_set(room)
-    if kit.chance(0.25):
-        _loose(room, (furniture.armchair, furniture.sofa))
-
-
-def studio(room: Room) -> None:
-    """One room for everything: a bit of kitchen, a bed or sofa, a table."""
-    kit = room.kit
-    run = room.against_wall(fixtures.kitchen_run(kit, kit.uniform(1.2, 1.9)), tries=60, corner=True, front=0.6)
-    if run:
-        _topped(room, run, clutter.ON_COUNTER, 2)
-        _upper_cabinets(room, run)
-        if not room.beside(fixtures.refrigerator(kit), run, kit.pick((-1, 1)), 0.02):
-            room.against_wall(fixtures.refrigerator(kit), tries=30)
-    if kit.chance(0.6):
-        room.against_wall(furniture.bed(kit), tries=40)
-    room.against_wall(furniture.sofa(kit), tries=60, front=0.4)
-    dining_set(room)
-    _along_walls(room, (furniture.wardrobe, furniture.bookshelf, furniture.tv_stand), 2)
+        rules.board(room)
+    if kit.chance(0.4):
+        _loose(room, (seating.armchair, seating.sofa))
 
 
 def meeting_room(room: Room) -> None:
-    """A long table with chairs; or a lounge with a reception counter."""
+    """A long table with chairs, a board; now and then a lounge with a counter instead."""
     kit = room.kit
-    table = furniture.table(kit, "table", kit.uniform(1.6, 2.6), kit.uniform(0.9, 1.2), kit.uniform(0.7, 0.78))
-    _seats(room, room.in_the_open(table, 0.45, tries=80), kit.pick((furniture.office_chair, furniture.dining_chair)))
-    if kit.chance(0.4):
-        _topped(room, room.against_wall(fixtures.counter_block(kit)), clutter.ON_COUNTER, 2)
-    _hang(room, "whiteboard", kit.uniform(1.2, 2.2), 1.1)
-    _along_walls(room, (furniture.storage_cabinet, furniture.bookshelf, furniture.bench), kit.integer(1, 3))
+    spot = None
+    for _ in range(4):
+        spot = spot or room.in_the_open(tables.meeting_table(kit), 0.45, tries=40)
+    rules.seats(room, spot, kit.pick((seating.office_chair, seating.dining_chair, seating.shell_chair)), 0.9)
+    rules.topped(room, spot, ON_MEETING, 4)
+    rules.board(room)
+    if kit.chance(0.3):
+        rules.topped(room, room.against_wall(fixtures.kitchen_run(kit, kit.uniform(1.2, 2.0), kit.chance(0.5))), ON_COUNTER, 3)
+    elif kit.chance(0.2):
+        room.against_wall(fixtures.reception(kit), front=0.3)
+    if kit.chance(0.35):
+        room.against_wall(seating.sofa(kit), tries=30, front=0.3)
 
 
-# Size ranges are the longer and the shorter side, in metres.
-ROOM_TYPES: dict[str, tuple[Callable[[Room], None], tuple[float, float], tuple[float, float]]] = {
-    "bedroom": (bedroom, (3.3, 5.0), (3.0, 4.2)),
-    "living room": (living_room, (4.0, 6.5), (3.5, 5.5)),
-    "kitchen": (kitchen, (3.6, 5.6), (3.0, 4.4)),
-    "bathroom": (bathroom, (2.8, 3.7), (2.2, 3.0)),
-    "office": (office, (3.4, 6.0), (3.2, 4.8)),
-    "studio": (studio, (4.8, 7.0), (4.0, 5.5)),
-    "meeting room": (meeting_room, (4.4, 6.5), (3.6, 5.2)),
-}
+def lecture_room(room: Room) -> None:
+    rules.rows_of_seats(room)
+    if room.kit.chance(0.4):
+        rules.board(room)
 
-# What else may stand there, until the floor is as full as was drawn for the room.
-FILLERS: dict[str, tuple[Callable, ...]] = {
-    "bedroom": (furniture.bookshelf, furniture.storage_cabinet, furniture.dresser, furniture.armchair, furniture.desk,
-                furniture.dining_chair, furniture.ottoman, furniture.end_table, furniture.wardrobe),
-    "living room": (furniture.armchair, furniture.sofa, furniture.bookshelf, furniture.storage_cabinet, furniture.desk,
-                    furniture.end_table, furniture.ottoman, furniture.dining_table, furniture.dining_chair),
-    "kitchen": (furniture.storage_cabinet, furniture.dining_chair, furniture.dining_chair, fixtures.counter_block,
-                furniture.end_table, furniture.dining_table, furniture.bench, fixtures.refrigerator),
-    "bathroom": (furniture.storage_cabinet, furniture.ottoman, furniture.bench, clutter.trash_can, clutter.carton),
-    "office": (furniture.desk, furniture.desk, furniture.file_cabinet, furniture.bookshelf, furniture.storage_cabinet,
-               furniture.dining_table, furniture.armchair, furniture.office_chair, furniture.end_table),
-    "studio": (furniture.bookshelf, furniture.storage_cabinet, furniture.desk, furniture.armchair, furniture.end_table,
-               furniture.dining_chair, fixtures.counter_block, furniture.dresser, clutter.carton),
-    "meeting room": (furniture.dining_chair, furniture.office_chair, furniture.sofa, furniture.storage_cabinet,
-                     furniture.coffee_table, furniture.bookshelf, fixtures.counter_block, furniture.desk),
+
+ROOM_TYPES: dict[str, Callable[[Room], None]] = {
+    "bedroom": bedroom, "living room": living_room, "kitchen": kitchen, "bathroom": bathroom,
+    "office": office, "meeting room": meeting_room, "lecture room": lecture_room,
 }  # fmt: skip
 
-# Each block of this many scenes holds every type, in an order drawn anew for each block.
-BLOCK = ("bedroom", "bedroom", "living room", "living room", "kitchen", "kitchen", "bathroom",
-         "bathroom", "office", "studio", "meeting room", "office")  # fmt: skip
+# What else stands along the walls of each type, with weights, until the floor is as full as was drawn.
+ALONG_WALLS: dict[str, tuple] = {
+    "bedroom": ((storage.bookshelf, 3), (seating.shell_chair, 2), (storage.storage_cabinet, 3), (storage.dresser, 1), (storage.cube_shelf, 1),
+                (tables.desk, 4), (seating.armchair, 2), (seating.ottoman, 1), (storage.wardrobe, 2), (seating.dining_chair, 2),
+                (storage.clothes_rail, 1.5), (appliances.exercise_machine, 0.7), (clutter.guitar, 0.5), (tables.console, 1),
+                (storage.rack, 1), (seating.bench, 1), (beds.bed, 5), (tables.end_table, 1)),
+    "living room": ((seating.sofa, 3), (seating.armchair, 4), (storage.bookshelf, 4), (storage.sideboard, 2),
+                    (tables.desk, 2), (tables.end_table, 1), (appliances.piano, 0.6), (appliances.fireplace, 0.7),
+                    (appliances.aquarium, 0.6), (seating.dining_chair, 3), (tables.dining_table, 2), (tables.coffee_table, 1), (clutter.guitar, 0.4),
+                    (seating.ottoman, 1.5), (storage.rack, 0.7), (seating.bench, 1), (appliances.room_divider, 0.5)),
+    "kitchen": ((storage.storage_cabinet, 3), (tables.dining_table, 2), (storage.tall_cabinet, 3), (seating.dining_chair, 2), (fixtures.refrigerator, 1),
+                (tables.console, 1), (seating.bench, 2), (storage.rack, 2), (fixtures.stove, 1), (seating.stool, 2),
+                (fixtures.washing_machine, 1), (seating.shell_chair, 2)),
+    "bathroom": ((storage.storage_cabinet, 3), (fixtures.washing_machine, 2), (fixtures.laundry_basket, 2), (storage.rack, 0.7),
+                 (seating.stool, 1), (fixtures.drying_rack, 0.7), (appliances.heater, 0.5)),
+    "office": ((tables.desk, 6), (storage.file_cabinet, 2), (storage.bookshelf, 3), (storage.storage_cabinet, 3),
+               (seating.armchair, 2), (seating.dining_chair, 5), (appliances.copier, 1), (storage.locker_wall, 1),
+               (appliances.water_cooler, 1), (tables.dining_table, 2), (storage.rack, 1), (seating.office_chair, 4),
+               (appliances.room_divider, 0.7), (seating.shell_chair, 1)),
+    "meeting room": ((seating.dining_chair, 5), (seating.shell_chair, 5), (seating.office_chair, 3), (storage.sideboard, 3), (storage.bookshelf, 2),
+                     (tables.dining_table, 3), (seating.sofa, 2), (appliances.water_cooler, 0.7), (storage.locker_wall, 1),
+                     (appliances.cart, 1), (appliances.room_divider, 0.7), (appliances.easel_board, 1)),
+    "lecture room": ((storage.locker_wall, 2), (storage.storage_cabinet, 2), (seating.shell_chair, 5), (tables.console, 2),
+                     (tables.dining_table, 1), (appliances.cart, 1), (storage.bookshelf, 2), (appliances.piano, 0.5), (appliances.easel_board, 1)),
+}  # fmt: skip
+ON_FLOOR: dict[str, tuple] = {
+    "bedroom": ((clutter.carton, 2), (clutter.bag, 1), (clutter.backpack, 2), (clutter.suitcase, 1), (clutter.shoes, 2),
+                (clutter.folded_cloth, 2), (clutter.toy, 1), (clutter.ball, 0.5), (clutter.floor_lamp, 2), (clutter.plant, 1),
+                (fixtures.laundry_basket, 1), (appliances.trash_can, 1), (storage.shoe_rack, 1), (appliances.coat_stand, 1),
+                (appliances.ironing_board, 0.7), (appliances.fan, 0.7), (clutter.cushion, 1)),
+    "living room": ((clutter.plant, 3), (clutter.floor_lamp, 3), (clutter.basket, 1), (clutter.book_stack, 1), (clutter.speaker, 1),
+                    (clutter.toy, 1), (clutter.cushion, 1), (seating.ottoman, 1), (clutter.carton, 1), (clutter.ball, 0.5),
+                    (appliances.bicycle, 0.5), (appliances.heater, 0.6), (appliances.coat_stand, 0.7), (clutter.shoes, 0.7)),
+    "kitchen": ((appliances.trash_can, 3), (appliances.recycling_bins, 1), (clutter.carton, 2), (clutter.bag, 1),
+                (clutter.bucket, 1), (clutter.broom, 1), (clutter.plant, 1), (appliances.ladder, 0.6), (seating.stool, 1)),
+    "bathroom": ((appliances.trash_can, 3), (fixtures.laundry_basket, 2), (clutter.bucket, 1), (clutter.basket, 1),
+                 (clutter.folded_cloth, 1), (clutter.broom, 0.5), (storage.shoe_rack, 0.3)),
+    "office": ((appliances.trash_can, 4), (clutter.computer_tower, 3), (clutter.carton, 3), (clutter.backpack, 2), (clutter.bag, 1),
+               (clutter.plant, 2), (appliances.recycling_bins, 1), (appliances.coat_stand, 1), (appliances.fan, 0.6),
+               (clutter.paper_stack, 1), (appliances.storage_bins, 1), (appliances.bicycle, 0.4), (appliances.heater, 0.4)),
+    "meeting room": ((appliances.trash_can, 3), (clutter.plant, 3), (clutter.bag, 1), (clutter.backpack, 2), (clutter.carton, 1),
+                     (appliances.coat_stand, 1), (appliances.recycling_bins, 1), (clutter.floor_lamp, 1)),
+    "lecture room": ((appliances.trash_can, 3), (clutter.backpack, 3), (clutter.bag, 1), (clutter.plant, 1), (clutter.carton, 1),
+                     (appliances.ladder, 0.5), (appliances.storage_bins, 1), (clutter.vacuum_cleaner, 0.4)),
+}  # fmt: skip
+FULLNESS = {"lecture room": (0.3, 0.5), "bathroom": (0.25, 0.45)}  # share of the floor; else FULL
+FULL = (0.28, 0.52)
+
+# Each block of this many scans holds every type, in an order drawn anew for each block.
+BLOCK: tuple[tuple[str, ...], ...] = (
+    ("bedroom",), ("bedroom", "bathroom"), ("living room",), ("living room", "kitchen"), ("kitchen",), ("bathroom",),
+    ("office",), ("meeting room",), ("lecture room",), ("living room", "bedroom", "bathroom"),
+    ("living room", "kitchen", "bedroom", "bathroom"), ("office", "meeting room", "kitchen"),
+)  # fmt: skip
 
 
-def furnished_room(kit: Kit, kind: str) -> Room:
-    """A room of one of `ROOM_TYPES` with everything in it but walls, floor and ceiling."""
-    fill, long, short = ROOM_TYPES[kind]
-    sides = [kit.uniform(*long), kit.uniform(*short)]
-    # Larger rooms are scanned more coarsely, so that their size in vertices differs less.
-    kit.step = float(np.clip(0.0083 * np.sqrt(sides[0] * sides[1]), 0.028, 0.039))
-    room = new_room(kit, *(sides if kit.chance(0.5) else sides[::-1]))
-    _doors(room, 1 if kind == "bathroom" or kit.chance(0.6) else 2)
-    _windows(room, kit.integer(0, 1) if kind == "bathroom" else kit.integer(1, 3))
-    fill(room)
-    _fill_up(room, FILLERS[kind], kit.uniform(0.2, 0.42))
-    for _ in range(kit.integer(0, 1) if kind == "bathroom" else kit.integer(1, 4)):
-        _hang(room, "picture", kit.uniform(0.25, 1.1), kit.uniform(0.3, 0.9))
-    if kind != "bathroom" and kit.chance(0.35):
-        _rug(room)
-    things = (clutter.trash_can, clutter.carton) if kind == "bathroom" else clutter.ON_FLOOR
-    for _ in range(kit.integer(0, 2) if kind == "bathroom" else kit.integer(1, 5)):
-        _small_thing(room, kit.pick(things)(kit))
-    return room
+def furnished_flat(kit: Kit, kinds: tuple[str, ...]) -> list[Room]:
+    """One to four rooms of these types with everything in them but walls, floors and ceilings."""
+    rooms = flat(kit, kinds)
+    # Large flats are meshed more coarsely, so that they differ less in vertices.
+    kit.step *= (0.88, 1.0, 1.1, 1.3)[int(np.searchsorted((8, 17, 28), sum(room.area for room in rooms)))]
+    for room in rooms:
+        furnish(room)
+    return rooms
 
 
-def _fill_up(room: Room, kinds: Sequence[Callable], share: float) -> None:
+def furnish(room: Room) -> None:
+    kit, bath = room.kit, room.kind == "bathroom"
+    holes = windows(kit, room, kit.integer(0, 1) if bath else kit.integer(1, 2))
+    rules.dress_windows(room, holes, 0.2 if bath or room.kind == "kitchen" else 0.55)
+    if kit.chance(0.5):
+        rules.rug(room, 1.0 if bath else 2.4)
+    ROOM_TYPES[room.kind](room)
+    _fill_up(room, ALONG_WALLS[room.kind], kit.uniform(*FULLNESS.get(room.kind, FULL)))
+    rules.pictures(room, 1 if bath else 3)
+    _other_wall_things(room)
+    rules.small_things(room, ON_FLOOR[room.kind], 4 if bath else 9)
+    if kit.chance(0.4):
+        rules.ceiling_lamps(room)
+
+
+def _other_wall_things(room: Room) -> None:
+    kit = room.kit
+    table = ((openings.wall_clock, 1), (openings.wall_shelf, 2), (openings.coat_hooks, 1), (rules.flat("mirror"), 1),
+             (openings.fire_extinguisher, 0.5), (rules.flat("bulletin board"), 0.7))  # fmt: skip
+    sizes = {openings.wall_clock: (0.3, 0.3, 1.8), openings.wall_shelf: (0.8, 0.25, 1.5), openings.coat_hooks: (1.0, 0.9, 1.35),
+             openings.fire_extinguisher: (0.2, 0.5, 0.9)}  # fmt: skip
+    for _ in range(kit.integer(0, 2)):
+        make = rules.draw(kit, table)
+        w, h, middle = sizes.get(make, (kit.uniform(0.4, 0.9), kit.uniform(0.5, 1.1), 1.5))
+        if room.kind != "bathroom" or make not in (openings.wall_shelf, openings.coat_hooks):
+            rules.hang(room, make, w, h, middle)
+
+
+def _fill_up(room: Room, table: tuple, share: float) -> None:
     """Add furniture until it covers `share` of the floor, or nothing fits any more."""
-    kit, area = room.kit, sum((r[1] - r[0]) * (r[3] - r[2]) for r in room.rects)
-    for _ in range(25):
-        if sum(4 * s.half_w * s.half_d for s in room.solid) >= share * area:
+    kit = room.kit
+    for _ in range(22):
+        if sum(4 * s.base.half_w * s.base.half_d for s in room.solid if s.z0 < 0.05) >= share * room.area:
             return
-        make = kit.pick(kinds)
-        if make is furniture.desk:
-            _work_place(room)
-        elif make is furniture.dining_table:
-            dining_set(room)
+        make = rules.draw(kit, table)
+        if make is tables.desk:
+            rules.work_place(room, ON_DESK)
+            continue
+        if make is tables.dining_table:
+            rules.dining_set(room, ON_MEETING if room.kind == "office" else ON_TABLE)
+            continue
+        group = make(kit)
+        spot = room.against_wall(group, tries=15, corner=kit.chance(0.5), front=0.2)
+        if spot is None and group.size[2] < 1.2:
+            room.in_the_open(group, 0.12, tries=15, turn=kit.uniform(0, 2 * np.pi) if kit.chance(0.4) else None)
         else:
-            group = make(kit)
-            if group.size[2] < 1.2 and kit.chance(0.25):
-                room.in_the_open(group, 0.2, turn=kit.uniform(0, 2 * np.pi))
-            else:
-                spot = room.against_wall(group, corner=kit.chance(0.3), front=0.25)
-                _topped(room, spot, clutter.ON_CABINET, 2)
+            rules.topped(room, spot, IN_BATH if room.kind == "bathroom" else ON_SHELF if group.size[2] > 1.2 else ON_CABINET, 2)
 
 
-def _doors(room: Room, count: int) -> None:
-    kit = room.kit
-    for _ in range(count * 8):
-        wall, w, h = kit.pick(room.walls), kit.uniform(0.75, 1.0), kit.uniform(1.95, 2.15)
-        if wall.length < w + 0.5 or sum(bool(w.openings) for w in room.walls) >= count:
-            continue
-        u = kit.uniform(0.2 + w / 2, wall.length - 0.2 - w / 2)
-        rect = Rect(u - w / 2 - 0.12, u + w / 2 + 0.12, 0.0, h + 0.12)
-        angle = 0.0 if kit.chance(0.55) else kit.uniform(0.5, 1.6)
-        clear = Footprint(*wall.point(u, 0.5), wall.angle, w / 2 + (0.15 if angle else 0.0), 0.5)
-        if not room.fits(clear._replace(half_d=0.495)) or not room.on_wall(openings.door(kit, w, h, angle), wall, u, rect):
-            continue
-        wall.openings.append(Rect(u - w / 2, u + w / 2, 0.0, h))
-        room.clear.append(clear)
-
-
-def _windows(room: Room, count: int) -> None:
-    kit = room.kit
+def _along_walls(room: Room, table: tuple, count: int) -> None:
     for _ in range(count):
-        wall = kit.pick(room.walls)
-        w, z0 = kit.uniform(0.7, 2.0), kit.pick((0.1, 0.7, 0.9, 1.0)) + kit.uniform(-0.05, 0.15)
-        z1 = min(kit.uniform(1.9, 2.2), room.height - 0.2)
-        if wall.length < w + 0.6:
-            continue
-        u = kit.uniform(w / 2 + 0.3, wall.length - w / 2 - 0.3)
-        rect = Rect(u - w / 2 - 0.12, u + w / 2 + 0.12, z0 - 0.06, z1 + 0.02)
-        if not room.on_wall(openings.window(kit, w, z0, z1), wall, u, rect):
-            continue
-        wall.openings.append(Rect(u - w / 2, u + w / 2, z0, z1))
-        if kit.chance(0.65):
-            _curtains(room, wall, u, w, z0, z1)
-        if z0 > 0.75 and kit.chance(0.4):
-            _radiator(room, wall, u, w * kit.uniform(0.6, 0.95))
+        spot = room.against_wall(rules.draw(room.kit, table)(room.kit), corner=room.kit.chance(0.4), front=0.3)
+        rules.topped(room, spot, ON_SHELF if spot and spot.group.size[2] > 1.2 else ON_CABINET, 2)
 
 
-def _curtains(room: Room, wall: Wall, u: float, w: float, z0: float, z1: float) -> None:
-    kit = room.kit
-    low = kit.uniform(0.02, 0.1) if kit.chance(0.6) else max(0.05, z0 - kit.uniform(0.05, 0.2))
-    pieces = openings.curtains(kit, w, min(z1, room.height - 0.2), low)
-    x, y = wall.point(u)
-    wide = w / 2 + 0.25
-    if u - wide < 0 or u + wide > wall.length:
-        return
-    cover = Footprint(*wall.point(u, 0.09), wall.angle, wide, 0.09)
-    if not room.fits(cover._replace(half_d=0.085)):
-        return
-    room.clear.append(cover)
-    wall.taken.append(Rect(u - wide, u + wide, low, z1 + 0.2))
-    room.placed += [Placed(piece, x, y, 0.0, wall.angle) for piece in pieces]
-
-
-def _radiator(room: Room, wall: Wall, u: float, w: float) -> None:
-    shape = Footprint(*wall.point(u, 0.09), wall.angle, w / 2, 0.08)
-    rect = Rect(u - w / 2, u + w / 2, 0.05, 0.7)
-    if room.fits(shape) and room.on_wall(openings.radiator(room.kit, w), wall, u, rect):
-        room.solid.append(shape)
-
-
-def _hang(room: Room, category: str, w: float, h: float) -> None:
-    """A flat thing at about eye height on a free stretch of wall."""
-    kit = room.kit
-    for _ in range(12):
-        wall = kit.pick(room.walls)
-        if wall.length < w + 0.2:
-            continue
-        u, z = kit.uniform(w / 2 + 0.1, wall.length - w / 2 - 0.1), kit.uniform(1.5, 1.75) - h / 2
-        rect = Rect(u - w / 2 - 0.06, u + w / 2 + 0.06, z - 0.05, z + h + 0.05)
-        pieces = openings.towel(kit, w, z + h) if category == "towel" else openings.panel(kit, category, w, h, z)
-        if room.on_wall(pieces, wall, u, rect):
-            return
-
-
-def _along_walls(room: Room, kinds: Sequence[Callable], count: int) -> None:
-    for _ in range(count):
-        make = room.kit.pick(kinds)
-        spot = room.against_wall(make(room.kit), corner=room.kit.chance(0.4), front=0.3)
-        if spot and spot.group.size[2] < 1.7:
-            things = () if make is furniture.tv_stand else clutter.ON_CABINET
-            _topped(room, spot, things, room.kit.integer(0, 2))
-
-
-def _topped(room: Room, spot: Spot | None, kinds: Sequence[Callable], count: int, face_front: bool = False) -> None:
-    if spot and kinds:
-        room.on_top(tuple(kinds), spot, room.kit.integer(0, count), face_front)
-
-
-def _work_place(room: Room) -> None:
-    """A desk at the wall with a chair before it and a screen on it."""
-    kit = room.kit
-    spot = room.against_wall(furniture.desk(kit), tries=60, front=0.6)
-    if not spot:
-        return
-    room.on_top(clutter.ON_DESK, spot, kit.integer(1, 4), face_front=True)
-    make = kit.pick((furniture.office_chair, furniture.office_chair, furniture.dining_chair))
-    _chair_at(room, spot, make, kit.uniform(-0.2, 0.2) * spot.group.size[0], 1, _pulled_out(kit))
-
-
-def _pulled_out(kit: Kit) -> float:
-    """How far a chair is pulled out from its table."""
-    return kit.uniform(0.02, 0.3)
-
-
-def _chair_at(room: Room, spot: Spot, make: Callable, along: float, side: int, gap: float, finish=None) -> None:
-    """A chair before (side 1) or behind (side -1) what stands at `spot`, facing it."""
-    chair = make(room.kit, finish)
-    x, y = spot.at(along, side * (spot.group.size[1] / 2 + gap + chair.size[1] / 2))
-    turn = spot.angle + (np.pi if side > 0 else 0.0) + float(room.kit.rng.normal(0, 0.25))
-    room.stand(chair, x, y, turn)
-
-
-def dining_set(room: Room) -> None:
-    """A table with chairs round it; a smaller one is tried where the first does not fit."""
-    for _ in range(3):
-        spot = room.in_the_open(furniture.dining_table(room.kit), room.kit.uniform(0.25, 0.45))
-        if spot:
-            return _seats(room, spot, furniture.dining_chair)
-
-
-def _seats(room: Room, spot: Spot | None, make: Callable) -> None:
-    """Alike chairs along both long sides and sometimes at the ends of a table."""
-    if spot is None:
-        return
-    kit, finish = room.kit, room.kit.material()
-    w = spot.group.size[0]
-    count = max(1, int(w / 0.65))
-    for side in (-1, 1):
-        for i in range(count):
-            if kit.chance(0.85):
-                _chair_at(room, spot, make, (i + 0.5) / count * w - w / 2, side, _pulled_out(kit), finish)
-    turned = Spot(spot.group, spot.x, spot.y, spot.angle + np.pi / 2)
-    for side in (-1, 1):
-        if kit.chance(0.4):
-            gap = (w - spot.group.size[1]) / 2 + _pulled_out(kit)
-            _chair_at(room, turned, make, 0.0, side, gap, finish)
-    room.on_top(clutter.ON_TABLE, spot, kit.integer(0, 3))
-
-
-def _upper_cabinets(room: Room, run: Spot) -> None:
-    """Cabinets over a kitchen run, with or without a gap (for a hood) between them."""
-    kit, w = room.kit, run.group.size[0]
-    if kit.chance(0.2):
-        return
-    edges = [-w / 2, w / 2] if kit.chance(0.4) else [-w / 2, kit.uniform(-0.2, 0.2) * w, w / 2]
-    z = kit.uniform(1.4, 1.55)
-    for a, b in zip(edges[:-1], edges[1:]):
-        group = fixtures.wall_cabinet(kit, b - a - 0.01)
-        u = run.u + (a + b) / 2
-        rect = Rect(u - group.size[0] / 2, u + group.size[0] / 2, z, z + group.size[2])
-        if rect.z1 < room.height - 0.02 and run.wall.free(rect):
-            run.wall.taken.append(rect)
-            room.put(group, *run.wall.point(u, group.size[1] / 2 + 0.005), z, run.angle)
-
-
-def _loose(room: Room, kinds: Sequence[Callable]) -> None:
+def _loose(room: Room, kinds: tuple) -> None:
     """Seats that stand anywhere, turned anyhow."""
     kit = room.kit
-    room.in_the_open(kit.pick(kinds)(kit), 0.15, tries=40, turn=kit.uniform(0, 2 * np.pi))
-
-
-def _small_thing(room: Room, group: Group) -> None:
-    if room.kit.chance(0.6):
-        room.against_wall(group, corner=room.kit.chance(0.4))
-    else:
-        room.in_the_open(group, 0.1, turn=room.kit.uniform(0, 2 * np.pi))
-
-
-def _rug(room: Room) -> None:
-    """Flat on the floor where nothing stands; one may walk on it, so it blocks nothing."""
-    group = clutter.mat(room.kit)
-    if room.in_the_open(group, 0.02):
-        room.solid.pop()
+    room.in_the_open(kit.pick(kinds)(kit), 0.15, tries=30, turn=kit.uniform(0, 2 * np.pi))

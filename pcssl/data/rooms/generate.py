@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pcssl.data.rooms import scan
-from pcssl.data.rooms.arrange import BLOCK, furnished_room
+from pcssl.data.rooms import fuse, scan
+from pcssl.data.rooms.arrange import BLOCK, furnished_flat
 from pcssl.data.rooms.labels import CATEGORIES
-from pcssl.data.rooms.layout import Placed, shell
+from pcssl.data.rooms.layout import Placed, Room
 from pcssl.data.rooms.materials import Palette
 from pcssl.data.rooms.piece import Kit, rotate_z
 from pcssl.data.rooms.shapes import Mesh
+from pcssl.data.rooms.shell import shell
+
+SPACING = 0.0195  # metres between neighbouring vertices, about ScanNet's
 
 
 @dataclass
@@ -28,7 +31,7 @@ class RoomScan:
     categories: the raw category of each instance.
     axis_alignment: (4, 4) float64; takes vertices to the frame in which walls lie along the axes
         and the floor is z = 0.
-    kind: the type of room.
+    kind: the types of its rooms, joined by " + ".
     """
 
     vertices: np.ndarray
@@ -42,62 +45,71 @@ class RoomScan:
     kind: str
 
 
-def room_kind(seed: int, index: int) -> str:
-    """Every block of scenes holds all room types, so that small splits hold all classes."""
+def room_kinds(seed: int, index: int) -> tuple[str, ...]:
+    """Every block of scans holds all room types, so that small splits hold all classes."""
     block = np.random.default_rng([seed, index // len(BLOCK), 1])
     return BLOCK[block.permutation(len(BLOCK))[index % len(BLOCK)]]
 
 
 def generate_room(seed: int, index: int) -> RoomScan:
-    """The scan number `index` of the collection `seed`; depends on nothing else."""
+    """The scan number `index` of the collection `seed`, a flat of one to four rooms; depends on nothing else."""
     rng = np.random.default_rng([seed, index, 0])
-    kind = room_kind(seed, index)
-    kit = Kit(rng, Palette(rng), 0.03)
-    room = furnished_room(kit, kind)
-    placed = shell(room) + room.placed
-    mesh, colors, owner = _assemble(placed)
-    normals = scan.vertex_normals(mesh)
-    seen = scan.observe(mesh, normals, scan.cameras(room, kit), kit)
-    points = scan.depth_noise(mesh.vertices[seen.index], seen, kit.step, kit)
-    colors = scan.shade(colors[seen.index], normals[seen.index], mesh.vertices[seen.index], kit)
-    faces, used = _surviving_faces(mesh, seen.index)
-    return _as_scan(points[used], colors[used], faces, owner[seen.index][used],
-                    normals[seen.index][used], placed, kit, kind)  # fmt: skip
+    kinds = room_kinds(seed, index)
+    kit = Kit(rng, Palette(rng), SPACING)
+    rooms = furnished_flat(kit, kinds)
+    placed, scans = [], []
+    for room in rooms:
+        pieces = shell(room) + room.placed
+        scans.append(_scanned(pieces, len(placed), room, kit))
+        placed += pieces
+    return _as_scan(scans, placed, rooms, kit)
 
 
 def _assemble(placed: list[Placed]) -> tuple[Mesh, np.ndarray, np.ndarray]:
-    """All pieces in one mesh, colours (N, 3) and the number of each vertex's piece (N,)."""
+    """All pieces in one mesh, colours and returns (N, 4) and the number of each vertex's piece (N,)."""
     meshes = [item.mesh() for item in placed]
     starts = np.cumsum([0] + [len(m.vertices) for m in meshes])
     faces = np.concatenate([m.faces + s for m, s in zip(meshes, starts)])
     owner = np.repeat(np.arange(len(meshes)), [len(m.vertices) for m in meshes])
-    colors = np.concatenate([c for item in placed for c in item.piece.colors])
-    return Mesh(np.concatenate([m.vertices for m in meshes]), faces), colors, owner
+    paint = np.concatenate([c for item in placed for c in item.piece.colors])
+    return Mesh(np.concatenate([m.vertices for m in meshes]), faces), paint, owner
 
 
-def _surviving_faces(mesh: Mesh, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Faces whose three vertices are all seen, and which of the seen vertices they use."""
-    where = np.full(len(mesh.vertices), -1)
-    where[index] = np.arange(len(index))
-    faces = where[mesh.faces]
-    faces = faces[(faces >= 0).all(1)]
-    used, faces = np.unique(faces, return_inverse=True)
-    return faces.reshape(-1, 3).astype(np.int32), used
+def _scanned(placed: list[Placed], first: int, room: Room, kit: Kit) -> tuple[np.ndarray, ...]:
+    """One room as it was scanned: points, normals, colours and pieces (counted from `first`) of its
+    vertices, and faces."""
+    mesh, paint, owner = _assemble(placed)
+    normals = scan.vertex_normals(mesh)
+    seen = scan.observe(mesh.vertices, normals, paint[:, 3], scan.camera_path(room, kit), kit)
+    at, faces = seen.index, fuse.surviving_faces(mesh.faces, seen.index, len(mesh.vertices))
+    points, normals, owner = mesh.vertices[at], normals[at], owner[at]
+    colors = scan.shade(paint[at, :3], normals, points, kit)
+    # What was seen badly is measured coarsely.
+    faces = fuse.thinned(points, faces, np.clip(0.25 - 0.06 * seen.quality, 0.02, 0.25), kit)
+    points, rough = fuse.rounded(points, normals, kit)
+    points = scan.depth_noise(points, normals, faces, rough, seen, kit)
+    used, faces = np.unique(fuse.cleaned(points, normals, faces), return_inverse=True)
+    return points[used], normals[used], colors[used], first + owner[used], faces.reshape(-1, 3)
 
 
-def _as_scan(points: np.ndarray, colors: np.ndarray, faces: np.ndarray, owner: np.ndarray,
-             normals: np.ndarray, placed: list[Placed], kit: Kit, kind: str) -> RoomScan:  # fmt: skip
-    """Number the instances and put the scan into a frame turned and shifted at random."""
+def _as_scan(scans: list[tuple], placed: list[Placed], rooms: list[Room], kit: Kit) -> RoomScan:
+    """Join the rooms, number the instances and put all into a frame turned and shifted at random."""
+    points, normals, colors = (np.concatenate(part) for part in list(zip(*scans))[:3])
+    vertices = np.cumsum([0] + [len(one[0]) for one in scans])
+    owner = np.concatenate([one[3] for one in scans])
+    faces = np.concatenate([one[4] + start for one, start in zip(scans, vertices)]).astype(np.int32)
+    segment = fuse.segments(points, normals, owner)
     names = [item.piece.category for item in placed]
-    alive = [i for i in np.unique(owner) if names[i] is not None]
+    known = np.array([name is not None for name in names])[owner] & ~fuse.forgotten(segment, kit)
+    alive = np.unique(owner[known])
     number = np.full(len(placed), -1, np.int32)
     number[alive] = np.arange(len(alive))
     nyu40 = np.array([0 if name is None else CATEGORIES[name].nyu40 for name in names], np.uint16)
     turn, shift = kit.uniform(0, 2 * np.pi), kit.rng.uniform(-3, 3, 3) * (1, 1, 0.02)
-    vertices = (rotate_z(points, turn) + shift).astype(np.float32)
     return RoomScan(
-        vertices, colors, faces, nyu40[owner], number[owner], _segments(points, normals, owner, placed),
-        [names[i] for i in alive], _undo(turn, shift), kind,
+        (rotate_z(points, turn) + shift).astype(np.float32), colors, faces,
+        np.where(known, nyu40[owner], 0).astype(np.uint16), np.where(known, number[owner], -1).astype(np.int32),
+        segment, [names[i] for i in alive], _undo(turn, shift), " + ".join(room.kind for room in rooms),
     )  # fmt: skip
 
 
@@ -108,11 +120,3 @@ def _undo(turn: float, shift: np.ndarray) -> np.ndarray:
     matrix[:2, :2] = [[c, s], [-s, c]]
     matrix[:3, 3] = -(matrix[:3, :3] * shift).sum(1)
     return matrix
-
-
-def _segments(points: np.ndarray, normals: np.ndarray, owner: np.ndarray, placed: list[Placed]) -> np.ndarray:
-    """Over-segments (N,): patches of one object that face one way, at most about 0.7 m wide."""
-    facing = np.argmax(np.abs(normals), axis=1) * 2 + (normals.sum(1) > 0)
-    cell = np.floor(points / 0.7).astype(np.int64) + 64
-    key = ((owner * 8 + facing) * 128 + cell[:, 0]) * 128 + cell[:, 1]
-    return np.unique(key * 128 + cell[:, 2], return_inverse=True)[1].reshape(-1).astype(np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -34,12 +35,13 @@ class Kit:
     def pick(self, options: Sequence):
         return options[int(self.rng.integers(len(options)))]
 
-    def material(self) -> Material:
-        return self.palette.material(self.rng)
+    def material(self, role: str) -> Material:
+        """A material for one of `materials.ROLES`."""
+        return self.palette.material(self.rng, role)
 
     def density(self) -> float:
-        """A spacing that differs a little from part to part, as in real scans."""
-        return self.step * self.uniform(0.88, 1.15)
+        """A spacing that differs a little from part to part, as in real scans; few values, so that grids recur."""
+        return self.step * self.pick((0.9, 1.0, 1.1))
 
 
 class Piece:
@@ -49,7 +51,7 @@ class Piece:
         self.category = category  # None: never annotated
         self.kit = kit
         self.meshes: list[Mesh] = []
-        self.colors: list[np.ndarray] = []
+        self.colors: list[np.ndarray] = []  # (N, 4) each, see Material.paint
 
     def add(self, mesh: Mesh, material: Material, at: Sequence[float] = (0, 0, 0), turn: float = 0.0) -> None:
         """Add a part, turned about its own z axis and then moved to `at`."""
@@ -62,19 +64,39 @@ class Piece:
         self.add(shapes.box(size, self.kit.density()), material, at, turn)
 
     def cushion(
-        self, size: Sequence[float], at: Sequence[float], material: Material, radius: float = 0.06
+        self, size: Sequence[float], at: Sequence[float], material: Material, radius: float = 0.06, turn: float = 0.0
     ) -> None:
         """A box with rounded edges; `at` is the centre of its underside."""
-        self.add(shapes.rounded_box(size, radius, self.kit.density()), material, at)
+        self.add(shapes.rounded_box(size, radius, self.kit.density()), material, at, turn)
+
+    def pillow(self, size: Sequence[float], at: Sequence[float], material: Material, turn: float = 0.0) -> None:
+        self.add(shapes.pillow(size, self.kit.density()), material, at, turn)
 
     def tube(self, start: Sequence[float], end: Sequence[float], radius: float, material: Material) -> None:
         self.add(shapes.tube(start, end, radius, self.kit.density()), material)
 
+    def pipe(self, points: Sequence[Sequence[float]], radius: float, material: Material) -> None:
+        """A bent tube through all `points`."""
+        for start, end in zip(points[:-1], points[1:]):
+            self.tube(start, end, radius, material)
+
     def loft(
         self, rings: Sequence[Sequence[float]], material: Material, at: Sequence[float] = (0, 0, 0),
-        power: float = 2.0,
+        power: float = 2.0, turn: float = 0.0,
     ) -> None:  # fmt: skip
-        self.add(shapes.loft(rings, self.kit.density(), power), material, at)
+        self.add(shapes.loft(rings, self.kit.density(), power), material, at, turn)
+
+    def two_sided(self, mesh: Mesh, material: Material, at: Sequence[float] = (0, 0, 0), turn: float = 0.0) -> None:
+        """A thin sheet that is seen from both sides."""
+        self.add(mesh, material, at, turn)
+        self.add(shapes.flipped(mesh), material, at, turn)
+
+
+def moved(pieces: list[Piece], by: Sequence[float], turn: float = 0.0) -> list[Piece]:
+    """The same pieces, turned about z and then shifted by `by`."""
+    for piece in pieces:
+        piece.meshes = [mesh._replace(vertices=rotate_z(mesh.vertices, turn) + by) for mesh in piece.meshes]
+    return pieces
 
 
 def pushed_back(pieces: list[Piece], extra: float) -> list[Piece]:
@@ -82,9 +104,7 @@ def pushed_back(pieces: list[Piece], extra: float) -> list[Piece]:
 
     Handles or a curtain stand out by `extra` in front and belong to the centred footprint.
     """
-    for piece in pieces:
-        piece.meshes = [mesh._replace(vertices=mesh.vertices - (0, extra / 2, 0)) for mesh in piece.meshes]
-    return pieces
+    return moved(pieces, (0, -extra / 2, 0))
 
 
 class Top(NamedTuple):
@@ -95,21 +115,41 @@ class Top(NamedTuple):
     y0: float
     y1: float
     z: float
+    room: float = 9.0  # metres free above it
+
+
+class Block(NamedTuple):
+    """A solid box of a group, in the group's frame."""
+
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+    z0: float
+    z1: float
 
 
 @dataclass
 class Group:
-    """Pieces that are placed together. The footprint is centred at the origin, its back at -depth/2."""
+    """Pieces that are placed together. The footprint is centred at the origin, its back at -depth/2.
+
+    blocks: the solid boxes that nothing may intersect; the whole of `size` if none are given.
+    """
 
     size: tuple[float, float, float]  # width, depth, height
     pieces: list[Piece]
     tops: list[Top] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        w, d, h = self.size
+        self.blocks = self.blocks or [Block(-w / 2, w / 2, -d / 2, d / 2, 0.0, h)]
 
 
 def rotate_z(points: np.ndarray, angle: float) -> np.ndarray:
     """Points (N, 3) turned about the z axis (written out: the same bits on any BLAS)."""
     if angle == 0.0:
         return points
-    c, s = np.cos(angle), np.sin(angle)
+    c, s = math.cos(angle), math.sin(angle)
     x, y = points[:, 0], points[:, 1]
     return np.stack([c * x - s * y, s * x + c * y, points[:, 2]], 1)

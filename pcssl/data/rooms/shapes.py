@@ -7,6 +7,8 @@ the distance of neighbouring vertices. Patches do not share vertices along sharp
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -33,38 +35,120 @@ def cells(length: float, step: float) -> int:
     return max(1, round(float(length) / step))
 
 
-def surface(fn: Callable[[np.ndarray, np.ndarray], np.ndarray], nu: int, nv: int) -> Mesh:
-    """Map a grid on [0, 1]^2 by `fn(u, v) -> (N, 3)`; its outside is the side of du x dv."""
-    v, u = np.meshgrid(np.linspace(0, 1, nv + 1), np.linspace(0, 1, nu + 1))
+@functools.lru_cache(maxsize=1024)
+def _grid_faces(nu: int, nv: int) -> np.ndarray:
+    """(F, 3) faces of a grid of nu x nv cells whose vertices are numbered along v first."""
     index = np.arange((nu + 1) * (nv + 1)).reshape(nu + 1, nv + 1)
     a, b, c, d = index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]
     # Alternate the diagonal, as a regular one would give every patch the same visible grain.
     odd = (np.add.outer(np.arange(nu), np.arange(nv)) % 2).astype(bool)
-    first = np.where(odd[..., None], np.stack([a, b, c], -1), np.stack([a, b, d], -1))
-    second = np.where(odd[..., None], np.stack([a, c, d], -1), np.stack([b, c, d], -1))
-    return Mesh(fn(u.ravel(), v.ravel()), np.concatenate([first, second], -1).reshape(-1, 3))
+    faces = np.empty((nu, nv, 6), np.int64)
+    for i, (one, other) in enumerate(((a, a), (b, b), (c, d), (a, b), (c, c), (d, d))):
+        faces[:, :, i] = np.where(odd, one, other)
+    faces = faces.reshape(-1, 3)
+    faces.flags.writeable = False
+    return faces
+
+
+def surface(fn: Callable[[np.ndarray, np.ndarray], np.ndarray], nu: int, nv: int) -> Mesh:
+    """Map a grid on [0, 1]^2 by `fn(u, v) -> (N, 3)`; its outside is the side of du x dv."""
+    u, v = np.repeat(np.linspace(0, 1, nu + 1), nv + 1), np.tile(np.linspace(0, 1, nv + 1), nu + 1)
+    # Small grids come again and again; large ones would fill the memory.
+    return Mesh(fn(u, v), (_grid_faces if nu * nv < 2000 else _grid_faces.__wrapped__)(nu, nv))
 
 
 def sheet(origin: Sequence[float], u: Sequence[float], v: Sequence[float], step: float) -> Mesh:
     """Flat parallelogram from `origin` along the vectors `u` and `v`; outside along u x v."""
-    o, u, v = (np.asarray(x, float) for x in (origin, u, v))
-    nu, nv = cells(np.linalg.norm(u), step), cells(np.linalg.norm(v), step)
-    return surface(lambda s, t: o + s[:, None] * u + t[:, None] * v, nu, nv)
+    nu, nv = cells(math.hypot(*u), step), cells(math.hypot(*v), step)
+
+    def fn(s: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return np.stack([origin[i] + s * u[i] + t * v[i] for i in range(3)], 1)
+
+    return surface(fn, nu, nv)
+
+
+@functools.lru_cache(maxsize=256)
+def _lattice(nx: int, ny: int, nz: int) -> Mesh:
+    """The skin of a block of nx x ny x nz cells, as a cube [0, 1]^3 whose sides share vertices along the edges."""
+    # Of each side: where it lies on its own axis, and the axes of u and v; its outside is along u x v.
+    sides = ((0, 1, 0), (nz, 0, 1), (0, 0, 2), (ny, 2, 0), (0, 2, 1), (nx, 1, 2))
+    counts = (nx, ny, nz)
+    vertices, faces = np.empty(((nx + 1) * (ny + 1) * (nz + 1) - (nx - 1) * (ny - 1) * (nz - 1), 3)), []
+    for value, u, v in sides:
+        node: list = [value] * 3
+        node[u] = np.repeat(np.arange(counts[u] + 1), counts[v] + 1)
+        node[v] = np.tile(np.arange(counts[v] + 1), counts[u] + 1)
+        number = _number_on_skin(*node, *counts)
+        vertices[number] = np.stack(np.broadcast_arrays(*(node[i] / counts[i] for i in range(3))), 1)
+        faces.append(number[_grid_faces.__wrapped__(counts[u], counts[v])])
+    lattice = Mesh(vertices, np.concatenate(faces))
+    for array in lattice:
+        array.flags.writeable = False
+    return lattice
+
+
+def _number_on_skin(i: np.ndarray, j: np.ndarray, k: np.ndarray, nx: int, ny: int, nz: int) -> np.ndarray:
+    """The number of node (i, j, k), which lies on the skin of a block, among all that do, x slowest, z fastest."""
+    whole = (ny + 1) * (nz + 1)  # in the slices at both ends; the others are rings
+    ring = whole - (ny - 1) * (nz - 1)
+    in_ring = np.where(j == 0, k, nz + 1 + np.where(j == ny, (ny - 1) * 2 + k, (j - 1) * 2 + (k > 0)))
+    before = np.where(i == 0, 0, whole + (i - 1) * ring)
+    return before + np.where((i == 0) | (i == nx), j * (nz + 1) + k, in_ring)
 
 
 def box(size: Sequence[float], step: float) -> Mesh:
-    """Box on the plane z = 0, centred at x = y = 0."""
-    x, y, z = (float(s) for s in size)
-    a, b = -x / 2, -y / 2
-    sides = (
-        ((a, b, 0), (0, y, 0), (x, 0, 0)),
-        ((a, b, z), (x, 0, 0), (0, y, 0)),
-        ((a, b, 0), (x, 0, 0), (0, 0, z)),
-        ((a, -b, 0), (0, 0, z), (x, 0, 0)),
-        ((a, b, 0), (0, 0, z), (0, y, 0)),
-        ((-a, b, 0), (0, y, 0), (0, 0, z)),
-    )
-    return merge([sheet(*side, step) for side in sides])
+    """Box on the plane z = 0, centred at x = y = 0; its sides share their edges."""
+    unit = _lattice(*(cells(s, step) for s in size))
+    return Mesh((unit.vertices - (0.5, 0.5, 0.0)) * size, unit.faces)
+
+
+def pillow(size: Sequence[float], step: float) -> Mesh:
+    """A filled cushion lying on z = 0: thick in the middle, thin along the seam."""
+    nx, ny = cells(size[0], step), cells(size[1], step)
+    unit = _lattice(nx, ny, 1)
+    x, y, z = (2 * unit.vertices - 1).T
+    thick = z * np.maximum(0.12, (1 - x**4) * (1 - y**4)) ** 0.5
+    shrink = 1 - 0.08 * (x * x + y * y)
+    return Mesh(np.stack([x * shrink, y * shrink, 1 + thick], 1) * np.divide(size, 2), unit.faces)
+
+
+def bent_sheet(profile: Sequence[Sequence[float]], width: float, step: float, bow: float = 0.0) -> Mesh:
+    """A sheet `width` wide along x that follows `profile`, points (y, z).
+
+    It faces to the right of the profile's way in the (y, z) plane. `bow` metres is how far the
+    middle of its width lies behind its edges.
+    """
+    knots = np.asarray(profile, float)
+    at = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(knots, axis=0).T))])
+    slope = np.gradient(knots, at, axis=0)
+
+    def fn(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        y, z, dy, dz = (np.interp(v * at[-1], at, column) for column in (*knots.T, *slope.T))
+        deep = bow * (1 - (2 * u - 1) ** 2)
+        return np.stack([(0.5 - u) * width, y - deep * dz, z + deep * dy], 1)
+
+    return surface(fn, cells(width, step), cells(at[-1], step))
+
+
+def perforated(
+    us: Sequence[float], vs: Sequence[float], holes: Sequence[tuple[float, float, float, float]], step: float
+) -> Mesh:
+    """A flat sheet over [us[0], us[-1]] x [vs[0], vs[-1]] at z = 0, facing up, without the rectangles
+    `holes` (u0, u1, v0, v1). `us` and `vs` must hold the edges of the holes.
+    """
+    lines = []
+    for knots in (us, vs):
+        parts = [np.linspace(a, b, cells(b - a, step) + 1)[:-1] for a, b in zip(knots[:-1], knots[1:])]
+        lines.append(np.append(np.concatenate(parts), knots[-1]))
+    nu, nv = len(lines[0]) - 1, len(lines[1]) - 1
+    faces = _grid_faces.__wrapped__(nu, nv)
+    x, y = np.repeat(lines[0], nv + 1), np.tile(lines[1], nu + 1)
+    mid_x, mid_y = x[faces].mean(1), y[faces].mean(1)
+    keep = np.ones(len(faces), bool)
+    for u0, u1, v0, v1 in holes:
+        keep &= ~((mid_x > u0) & (mid_x < u1) & (mid_y > v0) & (mid_y < v1))
+    used, faces = np.unique(faces[keep], return_inverse=True)
+    return Mesh(np.stack([x, y, np.zeros(len(x))], 1)[used], faces.reshape(-1, 3))
 
 
 def rounded_box(size: Sequence[float], radius: float, step: float) -> Mesh:
