@@ -185,7 +185,8 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tens
             values.float().contiguous(), offsets.long().contiguous(), REDUCTIONS.index(reduce)
         )
     except RuntimeError:
-        check_segments(values, offsets, reduce)  # as above, slower
+        # It has looked at the offsets, faster than Python can; this says what is wrong with them.
+        check_segments(values, offsets, reduce)
         raise
     return out.to(values.dtype)
 
