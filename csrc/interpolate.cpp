@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor> corner_weights(Tensor position, Tensor batch, Tensor 
   const int64_t points = position.size(0);
   STD_TORCH_CHECK(position.size(1) == 3 && batch.size(0) == points, "position must be (P, 3), batch (P,)");
   STD_TORCH_CHECK(order.size(0) == sorted_keys.size(0), "order and sorted_keys differ in length");
-  STD_TORCH_CHECK(order.size(0) < INT32_MAX, "too many voxels for 32-bit rows");
+  STD_TORCH_CHECK(order.size(0) <= INT32_MAX, "too many voxels for 32-bit rows");
   Tensor found = make<int32_t>(position, {points, 8}), weights = make<float>(position, {points, 8});
   int32_t* to_rows = write<int32_t>(found);
   float* to_weights = write<float>(weights);

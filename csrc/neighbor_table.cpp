@@ -180,7 +180,7 @@ Tensor neighbor_table(Tensor out_coords, Tensor sorted_keys, Tensor order, int64
   const int64_t rows = out_coords.size(0), inputs = sorted_keys.size(0);
   STD_TORCH_CHECK(out_coords.size(1) == 4, "out_coords must be (N, 4)");
   STD_TORCH_CHECK(order.size(0) == inputs, "order and sorted_keys differ in length");
-  STD_TORCH_CHECK(rows < INT32_MAX && inputs < INT32_MAX, "too many voxels for 32-bit rows");
+  STD_TORCH_CHECK(rows <= INT32_MAX && inputs <= INT32_MAX, "too many voxels for 32-bit rows");
   STD_TORCH_CHECK(size >= 1 && size <= 64 && stride >= 1 && dilation >= 1 && dilation <= 4096, "bad kernel");
   const Kernel kernel{static_cast<int>(size), static_cast<int>(stride), static_cast<int>(dilation)};
 

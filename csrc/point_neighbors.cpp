@@ -25,7 +25,7 @@ class KeyOrder {
     const float* from = read<float>(xyz, 2, name);
     const int64_t* scene = read<int64_t>(batch, 1, "batch");
     STD_TORCH_CHECK(xyz.size(1) == 3 && batch.size(0) == count_, name, " must be (N, 3) and have a scene each");
-    STD_TORCH_CHECK(count_ < INT32_MAX, "too many ", name, " for 32-bit rows");
+    STD_TORCH_CHECK(count_ <= INT32_MAX, "too many ", name, " for 32-bit rows");
     const Scratch<int64_t> unsorted(count_);
     int64_t* const keys = unsorted.get();
     Bounds bounds;

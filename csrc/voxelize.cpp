@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor, Tensor> unique(const Tensor& keys, const ShortKeys& h
 std::tuple<Tensor, Tensor, Tensor> unique_voxels(Tensor keys) {
   const int64_t* from = read<int64_t>(keys, 1, "keys");
   const int64_t rows = keys.size(0);
-  STD_TORCH_CHECK(rows < INT32_MAX, "too many points");
+  STD_TORCH_CHECK(rows <= INT32_MAX, "too many points");
   const ShortKeys how = how_to_shorten(from, rows);
   return how.bits <= 32 ? unique<uint32_t>(keys, how) : unique<uint64_t>(keys, how);
 }
