@@ -73,6 +73,12 @@ struct Kernels {
   // low and high [batch, x, y, z] of keys, axes from 0 on: widened to hold all of them.
   void (*key_bounds)(const int64_t* keys, int64_t count, int64_t* low, int64_t* high);
 
+  // Lowest and highest of each of the four columns of coords, one row at least.
+  void (*bounds)(const int32_t* coords, int64_t rows, int32_t* low, int32_t* high);
+
+  // Places of voxels [batch, x, y, z] along a curve of `depth` bits an axis.
+  void (*curve_codes)(const int32_t* coords, int64_t count, bool swap, bool hilbert, int depth, int64_t* codes);
+
   // Keys of at most 32 bits, and the coords (count, 4) [batch, x, y, z] of such keys.
   void (*shorten)(const int64_t* keys, int64_t count, const ShortKeys& how, uint32_t* shortened);
   void (*coords_of)(const uint32_t* keys, int64_t count, const ShortKeys& how, int32_t* coords);
