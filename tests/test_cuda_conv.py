@@ -361,7 +361,7 @@ def test_plan_leaves_fewer_products(place):
     plain, walked = (
         int((x[:27, :whole] >= 0).view(27, -1, 128).any(2).sum()) for x in (table[:, torch.argsort(masks)], rows)
     )
-    assert walked < 0.95 * plain
+    assert walked < 0.98 * plain
 
 
 def test_plans_are_made_once(place):
