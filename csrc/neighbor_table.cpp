@@ -8,6 +8,7 @@
 #include <atomic>
 #include <vector>
 
+#include "cpu/kernels.h"
 #include "keys.h"
 #include "radix_sort.h"
 #include "tensors.h"
@@ -33,13 +34,9 @@ Tensor bounds(Tensor coords) {
   const int64_t rows = coords.size(0);
   STD_TORCH_CHECK(rows > 0 && coords.size(1) == 4, "coords must be (N, 4) with N > 0");
   int32_t low[4], high[4];
-  std::copy_n(from, 4, low);
-  std::copy_n(from, 4, high);
-  for (int64_t i = 0; i < rows; ++i)
-    for (int c = 0; c < 4; ++c) {
-      low[c] = std::min(low[c], from[4 * i + c]);
-      high[c] = std::max(high[c], from[4 * i + c]);
-    }
+  std::fill_n(low, 4, INT32_MAX);
+  std::fill_n(high, 4, INT32_MIN);
+  kernels().coord_bounds(from, rows, low, high);
   Tensor result = make<int64_t>(coords, {2, 4});
   std::copy_n(low, 4, write<int64_t>(result));
   std::copy_n(high, 4, write<int64_t>(result) + 4);

@@ -195,6 +195,7 @@ void add_scaled(const float* x, float scale, int64_t n, float* y) {
 }  // namespace
 }  // namespace pcssl
 
+#include "curve_kernels.h"
 #include "segment_kernels.h"
 #include "voxel_kernels.h"
 
@@ -204,7 +205,7 @@ namespace {
 constexpr Kernels make_kernels(const char* name) {
   return {name, LANES, TILE_ROWS, kStrip, OUTER_ROWS, kOuterStrip, compact, gather_tiles, multiply,
           gather_left, gather_right, outer, add_scaled, rising, reduce, reduce_grad, voxel_keys, key_bounds,
-          shorten, coords_of};
+          coord_bounds, curve_codes, shorten, coords_of};
 }
 
 }  // namespace
