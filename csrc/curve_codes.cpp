@@ -1,13 +1,9 @@
 // Positions of voxels along z-order and Hilbert curves.
-#include <algorithm>
-
 #include "cpu/kernels.h"
 #include "tensors.h"
 
 namespace pcssl {
 namespace {
-
-constexpr int64_t kRun = 8192;  // voxels that a thread takes at a time
 
 // coords (N, 4), axes in 0..2^depth - 1. swap: x and y change places.
 Tensor curve_codes(Tensor coords, bool swap, bool hilbert, int64_t depth) {
@@ -16,10 +12,12 @@ Tensor curve_codes(Tensor coords, bool swap, bool hilbert, int64_t depth) {
   const int64_t rows = coords.size(0);
   Tensor result = make<int64_t>(coords, {rows});
   int64_t* codes = write<int64_t>(result);
-  const Kernels& cpu = kernels();
-#pragma omp parallel for num_threads(threads()) schedule(static)
-  for (int64_t first = 0; first < rows; first += kRun)
-    cpu.curve_codes(from + 4 * first, std::min(kRun, rows - first), swap, hilbert, static_cast<int>(depth), codes + first);
+  const int runs = threads();
+#pragma omp parallel for num_threads(runs) schedule(static)
+  for (int run = 0; run < runs; ++run) {
+    const int64_t first = cut(rows, runs, run), count = cut(rows, runs, run + 1) - first;
+    kernels().curve_codes(from + 4 * first, count, swap, hilbert, static_cast<int>(depth), codes + first);
+  }
   return result;
 }
 

@@ -34,7 +34,9 @@ Tensor bounds(Tensor coords) {
   const int64_t rows = coords.size(0);
   STD_TORCH_CHECK(rows > 0 && coords.size(1) == 4, "coords must be (N, 4) with N > 0");
   int32_t low[4], high[4];
-  kernels().bounds(from, rows, low, high);
+  std::fill_n(low, 4, INT32_MAX);
+  std::fill_n(high, 4, INT32_MIN);
+  kernels().coord_bounds(from, rows, low, high);
   Tensor result = make<int64_t>(coords, {2, 4});
   std::copy_n(low, 4, write<int64_t>(result));
   std::copy_n(high, 4, write<int64_t>(result) + 4);

@@ -26,7 +26,7 @@ void sort_by_key(const Key* keys, int64_t n, int64_t first_row, KeyRow<Key>* pai
   using Bits = std::make_unsigned_t<Key>;
   Bits differ = 0;
   for (int64_t i = 1; i < n; ++i) differ |= static_cast<Bits>(keys[i] ^ keys[0]);
-  const int most = n > (1 << 19) ? 10 : 13, in_use = std::popcount(differ), passes = (in_use + most - 1) / most;
+  const int most = n > (1 << 19) ? 10 : 14, in_use = std::popcount(differ), passes = (in_use + most - 1) / most;
   const int longest = passes ? (in_use + passes - 1) / passes : 0;
   struct Run {
     int shift;

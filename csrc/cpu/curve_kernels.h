@@ -1,29 +1,8 @@
-// The part of kernels_impl.h for coordinates of voxels: their bounds and their places along curves.
+// The part of kernels_impl.h for positions along space-filling curves.
 #pragma once
 
 namespace pcssl {
 namespace {
-
-void bounds(const int32_t* coords, int64_t rows, int32_t* low, int32_t* high) {
-  // The columns take turns in the lanes.
-  IntVec lowest = INT32_MAX - IntVec{}, highest = INT32_MIN - IntVec{};
-  const int64_t count = 4 * rows;
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) {
-    const IntVec x = *reinterpret_cast<const LooseIntVec*>(coords + i);
-    lowest = x < lowest ? x : lowest;
-    highest = x > highest ? x : highest;
-  }
-  for (int c = 0; c < 4; ++c) low[c] = INT32_MAX, high[c] = INT32_MIN;
-  for (int l = 0; l < LANES; ++l) {
-    low[l % 4] = lowest[l] < low[l % 4] ? lowest[l] : low[l % 4];
-    high[l % 4] = highest[l] > high[l % 4] ? highest[l] : high[l % 4];
-  }
-  for (; i < count; ++i) {
-    low[i % 4] = coords[i] < low[i % 4] ? coords[i] : low[i % 4];
-    high[i % 4] = coords[i] > high[i % 4] ? coords[i] : high[i % 4];
-  }
-}
 
 constexpr int kCurveBlock = 64;  // voxels worked on together, so that the compiler can use vectors
 
@@ -60,26 +39,38 @@ inline void hilbert_transpose(uint32_t (&x)[3][kCurveBlock], int depth) {
 }
 
 void curve_codes(const int32_t* coords, int64_t count, bool swap, bool hilbert, int depth, int64_t* codes) {
+  const int first_axis = swap ? 2 : 1, second_axis = swap ? 1 : 2;
   for (int64_t first = 0; first < count; first += kCurveBlock) {
     const int size = static_cast<int>(count - first < kCurveBlock ? count - first : kCurveBlock);
     const int32_t* from = coords + 4 * first;
-    int32_t spare[4 * kCurveBlock] = {};
-    if (size < kCurveBlock) {
-      for (int i = 0; i < 4 * size; ++i) spare[i] = from[i];
-      from = spare;
-    }
-    uint32_t x[3][kCurveBlock];
-    for (int i = 0; i < kCurveBlock; ++i) {
-      x[0][i] = from[4 * i + (swap ? 2 : 1)];
-      x[1][i] = from[4 * i + (swap ? 1 : 2)];
-      x[2][i] = from[4 * i + 3];
+    uint32_t x[3][kCurveBlock] = {};
+    for (int i = 0; i < size; ++i) {
+      x[0][i] = static_cast<uint32_t>(from[4 * i + first_axis]);
+      x[1][i] = static_cast<uint32_t>(from[4 * i + second_axis]);
+      x[2][i] = static_cast<uint32_t>(from[4 * i + 3]);
     }
     if (hilbert) hilbert_transpose(x, depth);
-    int64_t found[kCurveBlock];
-    for (int i = 0; i < kCurveBlock; ++i)
-      found[i] = (static_cast<int64_t>(from[4 * i]) << (3 * depth)) |
-                 static_cast<int64_t>(spread(x[0][i]) << 2 | spread(x[1][i]) << 1 | spread(x[2][i]));
-    for (int i = 0; i < size; ++i) codes[first + i] = found[i];
+    for (int i = 0; i < size; ++i)
+      codes[first + i] = static_cast<int64_t>(static_cast<uint64_t>(from[4 * i]) << (3 * depth) | spread(x[0][i]) << 2 |
+                                              spread(x[1][i]) << 1 | spread(x[2][i]));
+  }
+}
+
+void coord_bounds(const int32_t* coords, int64_t count, int32_t* low, int32_t* high) {
+  IntVec lowest = INT32_MAX - IntVec{}, highest = INT32_MIN - IntVec{};
+  int64_t i = 0;
+  for (; i + LANES <= 4 * count; i += LANES) {
+    const IntVec x = *reinterpret_cast<const LooseIntVec*>(coords + i);
+    lowest = x < lowest ? x : lowest;
+    highest = x > highest ? x : highest;
+  }
+  for (; i < 4 * count; ++i) {
+    lowest[i % 4] = coords[i] < lowest[i % 4] ? coords[i] : lowest[i % 4];
+    highest[i % 4] = coords[i] > highest[i % 4] ? coords[i] : highest[i % 4];
+  }
+  for (int c = 0; c < LANES; ++c) {
+    low[c % 4] = lowest[c] < low[c % 4] ? lowest[c] : low[c % 4];
+    high[c % 4] = highest[c] > high[c % 4] ? highest[c] : high[c % 4];
   }
 }
 

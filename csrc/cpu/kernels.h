@@ -73,10 +73,10 @@ struct Kernels {
   // low and high [batch, x, y, z] of keys, axes from 0 on: widened to hold all of them.
   void (*key_bounds)(const int64_t* keys, int64_t count, int64_t* low, int64_t* high);
 
-  // Lowest and highest of each of the four columns of coords, one row at least.
-  void (*bounds)(const int32_t* coords, int64_t rows, int32_t* low, int32_t* high);
+  // low and high: the columns of coords (count, 4), widened to hold all of them.
+  void (*coord_bounds)(const int32_t* coords, int64_t count, int32_t* low, int32_t* high);
 
-  // Places of voxels [batch, x, y, z] along a curve of `depth` bits an axis.
+  // Positions of coords (count, 4) along a curve through 2^depth cells an axis. swap: x and y change places.
   void (*curve_codes)(const int32_t* coords, int64_t count, bool swap, bool hilbert, int depth, int64_t* codes);
 
   // Keys of at most 32 bits, and the coords (count, 4) [batch, x, y, z] of such keys.
@@ -88,7 +88,7 @@ const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* portable_kernels();
 
-// The best set this CPU can run, or the one chosen by `choose_kernels` or PCSSL_CPU.
+// The best set this CPU can run, or the one chosen by `pcssl_use_cpu` or PCSSL_CPU.
 const Kernels& kernels();
 
 }  // namespace pcssl

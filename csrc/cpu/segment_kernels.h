@@ -4,10 +4,24 @@
 namespace pcssl {
 namespace {
 
-// The sum, or the larger or the one that is not a number; floats or vectors of them.
+// The larger, or the one that is not a number; floats or vectors of them.
+template <typename T>
+inline T larger(T a, T b) {
+  return (b > a) | (b != b) ? b : a;
+}
+#ifdef __AVX512F__
+// The compiler would move the comparison out of the mask registers and back.
+inline Vec larger(Vec a, Vec b) {
+  const __m512 x = reinterpret_cast<__m512&>(a), y = reinterpret_cast<__m512&>(b);
+  const __mmask16 taken = _mm512_cmp_ps_mask(y, x, _CMP_GT_OQ) | _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q);
+  const __m512 result = _mm512_mask_mov_ps(x, taken, y);
+  return reinterpret_cast<const Vec&>(result);
+}
+#endif
+
 template <Reduction R, typename T>
 inline T joined(T a, T b) {
-  if constexpr (R == kMax) return (b > a) | (b != b) ? b : a;
+  if constexpr (R == kMax) return larger(a, b);
   return a + b;
 }
 
@@ -49,16 +63,20 @@ void reduce_grad_exactly(const Segments& s, int64_t i, const float* grad, const 
 }
 
 // Rows of at most WIDTH <= LANES channels, each as one vector that reaches into the next rows: reading
-// there does no harm, and what is written there is overwritten by the next rows.
+// there does no harm, and what is written there is overwritten by the next rows. In the same way
+// kShort rows of every segment are read and written, so that short ones need no branch on their
+// length, which the CPU could not predict.
 template <int WIDTH>
 struct Narrow {
+  static constexpr int kShort = 4;
   typedef float Row __attribute__((vector_size(4 * WIDTH)));
+  typedef int32_t Mask __attribute__((vector_size(4 * WIDTH)));
   typedef float LooseRow __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
   static Row load(const float* p) { return *reinterpret_cast<const LooseRow*>(p); }
   static void store(float* p, Row x) { *reinterpret_cast<LooseRow*>(p) = x; }
 
   // How many rows before an end have a vector that reaches beyond it.
-  static int64_t tail(int64_t channels) { return (WIDTH - 1) / channels; }
+  static int64_t tail(int64_t channels) { return (WIDTH - 1) / channels + kShort - 1; }
 
   // Where the segments begin whose vectors would reach beyond these segments or their rows.
   static int64_t end(const Segments& s) {
@@ -73,9 +91,11 @@ struct Narrow {
     const int64_t c = s.channels, whole = end(s);
     for (int64_t i = s.first; i < whole; ++i) {
       const int64_t first = s.offsets[i], last = s.offsets[i + 1];
-      Row sum = first < last ? load(values + first * c) : Row{};
-      for (int64_t row = first + 1; row < last; ++row)
-        sum = joined<R>(sum, load(values + row * c));
+      const Mask length = static_cast<int32_t>(last - first < kShort ? last - first : kShort) - Mask{};
+      Row sum = length > 0 ? load(values + first * c) : Row{};
+#pragma GCC unroll 4
+      for (int j = 1; j < kShort; ++j) sum = length > j ? joined<R>(sum, load(values + (first + j) * c)) : sum;
+      for (int64_t row = first + kShort; row < last; ++row) sum = joined<R>(sum, load(values + row * c));
       if (R == kMean && first < last) sum /= static_cast<float>(last - first) - Row{};
       store(out + i * c, sum);
     }
@@ -90,7 +110,9 @@ struct Narrow {
       Row share = load(grad + i * c);
       if (R == kMean) share /= static_cast<float>(last - first) - Row{};
       if (R != kMax) {
-        for (int64_t row = first; row < last; ++row) store(to + row * c, share);
+#pragma GCC unroll 4
+        for (int j = 0; j < kShort; ++j) store(to + (first + j) * c, share);
+        for (int64_t row = first + kShort; row < last; ++row) store(to + row * c, share);
         continue;
       }
       const Row top = load(out + i * c);
@@ -102,6 +124,18 @@ struct Narrow {
     for (int64_t i = whole; i < s.last; ++i) reduce_grad_exactly<R>(s, i, grad, values, out, to);
   }
 };
+
+// Floats that are asked for ahead of their use: the CPU by itself does not look far enough.
+constexpr int64_t kAhead = 2048;
+
+inline Vec fetch(const float* p) {
+  __builtin_prefetch(p + kAhead);
+  return load(p);
+}
+inline void put(float* p, Vec x) {
+  __builtin_prefetch(p + kAhead, 1);
+  store(p, x);
+}
 
 // VECS vectors of channels of every row, from channel `column` on; the last one ends where the row
 // ends. Rows have at least as many channels as a vector.
@@ -121,10 +155,10 @@ struct Wide {
       Vec sum[VECS] = {};
       if (first < last)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECS; ++v) sum[v] = load(values + first * s.channels + at[v]);
+        for (int v = 0; v < VECS; ++v) sum[v] = fetch(values + first * s.channels + at[v]);
       for (int64_t row = first + 1; row < last; ++row)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECS; ++v) sum[v] = joined<R>(sum[v], load(values + row * s.channels + at[v]));
+        for (int v = 0; v < VECS; ++v) sum[v] = joined<R>(sum[v], fetch(values + row * s.channels + at[v]));
 #pragma GCC unroll 8
       for (int v = 0; v < VECS; ++v) {
         if (R == kMean && first < last) sum[v] /= broadcast(static_cast<float>(last - first));
@@ -148,7 +182,7 @@ struct Wide {
         for (int64_t row = first; row < last; ++row)
 #pragma GCC unroll 8
           for (int v = 0; v < VECS; ++v)
-            sharing[v] += load(values + row * s.channels + at[v]) == top[v] ? broadcast(1) : Vec{};
+            sharing[v] += fetch(values + row * s.channels + at[v]) == top[v] ? broadcast(1) : Vec{};
 #pragma GCC unroll 8
         for (int v = 0; v < VECS; ++v) share[v] /= sharing[v];
       }
@@ -156,7 +190,7 @@ struct Wide {
 #pragma GCC unroll 8
         for (int v = 0; v < VECS; ++v) {
           const int64_t here = row * s.channels + at[v];
-          store(to + here, R == kMax ? (load(values + here) == top[v] ? share[v] : Vec{}) : share[v]);
+          put(to + here, R == kMax ? (load(values + here) == top[v] ? share[v] : Vec{}) : share[v]);
         }
     }
   }
