@@ -15,15 +15,14 @@ def pcssl_version() -> str:
 
 
 def commit() -> str | None:
-    """The git commit of a source checkout, with "+" when files differ from it; None elsewhere."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
+    """The commit of the checkout that pcssl runs from, with "-dirty" if files differ from it; None elsewhere."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        run = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"],
-            capture_output=True, text=True, timeout=20,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+        git("ls-files", "--error-unmatch", "__init__.py")  # the repository around may be another project's
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
         return None
-    return run.stdout.strip() or None if run.returncode == 0 else None

@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,12 +17,12 @@ from typing import Any
 
 import torch
 
-import pcssl
 from pcssl.benchmarks.case import Case
 from pcssl.benchmarks.measure import Row
 from pcssl.benchmarks.samples import Sample
 from pcssl.errors import UserError
 from pcssl.sparse import available_engines
+from pcssl.version import commit, pcssl_version
 
 # Heading, width, field of a row and how it is written; None shows as nothing.
 _Column = tuple[str, int, str, Callable[[Any], str]]
@@ -151,8 +150,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "spconv": _version("spconv", *(f"spconv-cu{n}" for n in (118, 120, 121, 124, 126))),
-        "pcssl": _version("pcssl") or "not installed",
-        "commit": _commit(),
+        "pcssl": pcssl_version(),
+        "commit": commit(),
     }
 
 
@@ -181,17 +180,3 @@ def _version(*names: str) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that pcssl runs from, with "-dirty" if files differ from it."""
-    folder = Path(pcssl.__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # the repository around may be another project's
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return None
