@@ -205,6 +205,42 @@ def test_sampled_features_are_those_of_their_points(model, tmp_path):
         assert sample.even[even][sample.scene[even] == i].tolist() == list(range(EVEN))
 
 
+def test_the_weights_of_a_sample_add_up_to_the_points_it_stands_for(model, tmp_path):
+    scene = room(0, n=500)
+    scene.labels["segment20"] = torch.cat([torch.full((400,), 1), torch.full((70,), 0), torch.full((30,), -1)]).int()
+    cache = FeatureCache(tmp_path, BackboneFeatures(PointFeatures(model.backbone, 0.1)), "a", "b", 60)
+    sample = cache.sample([scene], "segment20", lambda done, total: None)
+    aware, even = sample.rows(), sample.rows(aware=False)
+    assert torch.bincount(sample.labels[aware]).tolist() == [30, 30]
+    for label, points in ((0, 70), (1, 400)):
+        assert float(sample.weight[aware][sample.labels[aware] == label].sum()) == pytest.approx(points, rel=1e-5)
+    assert float(sample.weight[even].sum()) == pytest.approx(470, rel=1e-5)
+
+
+def test_a_draw_from_a_sample_is_as_likely_as_the_points_stand_for():
+    weight = torch.tensor([1.0, 4.0]).repeat(5000)
+    nothing = torch.zeros(10_000)
+    sample = Sample(nothing[:, None], nothing.long(), nothing[:, None], nothing[:, None], nothing.long(), nothing.long(), weight)
+    rows = torch.arange(10_000)
+    kept = sample.draw(rows, 500, 3)
+    assert len(kept.unique()) == 500 and torch.equal(kept, sample.draw(rows, 500, 3))
+    assert float((weight[kept] == 4).float().mean()) == pytest.approx(0.8, abs=0.05)
+    assert torch.equal(sample.draw(rows[5:9], 500, 0).sort().values, rows[5:9])
+
+
+def test_a_weight_counts_as_so_many_equal_points():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (300,), generator=rng)
+    x = torch.randn(300, 4, generator=rng) + labels[:, None] * torch.tensor([0.3, 0.0, -0.2, 0.1])
+    times = torch.randint(1, 6, (300,), generator=rng)
+    settings = {"epochs": 300, "batch_size": 10_000, "min_steps": 300}
+    repeated = LinearProbe.fit(x.repeat_interleave(times, 0), labels.repeat_interleave(times), 3, **settings)
+    weighted = LinearProbe.fit(x, labels, 3, weights=times.float(), **settings)
+    plain = LinearProbe.fit(x, labels, 3, **settings)
+    same = (repeated(x) == weighted(x)).float().mean()
+    assert same > 0.98 and same > (repeated(x) == plain(x)).float().mean()
+
+
 def test_cached_scenes_give_the_features_of_all_points(model, tmp_path):
     scene, source = room(5), BackboneFeatures(PointFeatures(model.backbone, 0.1))
     cache = FeatureCache(tmp_path, source, "a", "b", 60)
@@ -286,7 +322,7 @@ def test_the_cached_probe_agrees_with_the_full_one(model):
 def test_few_labels_are_few():
     sample = Sample(
         torch.zeros(10 * 260, 1), torch.zeros(2600, dtype=torch.int64), torch.zeros(2600, 3), torch.zeros(2600, 3),
-        torch.arange(2600) // 260, torch.where(torch.arange(2600) % 260 < 60, -1, torch.arange(2600) % 260 - 60),
+        torch.arange(2600) // 260, torch.where(torch.arange(2600) % 260 < 60, -1, torch.arange(2600) % 260 - 60), torch.ones(2600),
     )  # fmt: skip
     draws = [dict(few_labels(sample, ProbeConfig(), seed)) for seed in range(3)]
     for rows in draws:

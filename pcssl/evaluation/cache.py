@@ -1,7 +1,7 @@
 """Features on disk, so that a backbone runs once a scene however many heads are tried on it.
 
     FOLDER/<key>/meta.json
-    FOLDER/<key>/sample/{features,labels,coord,offset,scene,even}.npy   rows of sampled points, scene after scene
+    FOLDER/<key>/sample/{features,labels,coord,offset,scene,even,weight}.npy   rows of sampled points, scene after scene
     FOLDER/<key>/scenes/<number>.npz                                    the levels of whole scenes
 
 Of the scenes that heads are fitted on, a fixed sample of points is kept; of the scenes they are
@@ -32,7 +32,7 @@ from pcssl.evaluation.instances import instance_offsets
 from pcssl.sparse import SparseTensor
 
 EVEN = 200  # random points a scene that are kept beside the class-aware ones, for probes with few labels
-_FIELDS = ("features", "labels", "coord", "offset", "scene", "even")
+_FIELDS = ("features", "labels", "coord", "offset", "scene", "even", "weight")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Sample:
 
     features: (M, D) float16. labels: (M,) int64. coord: (M, 3) metres. offset: (M, 3) metres to the middle
     of the point's instance, NaN where it has none. scene: (M,) int64 number of the scene. even: (M,) int64, the place of a point in its scene's
-    class-blind draw, -1 for points of the class-aware one.
+    class-blind draw, -1 for points of the class-aware one. weight: (M,) float32, how many labelled points of its scene
+    a row stands for: with these the class-aware sample means the same as all points.
     """
 
     features: Tensor
@@ -50,6 +51,7 @@ class Sample:
     offset: Tensor
     scene: Tensor
     even: Tensor
+    weight: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,6 +59,15 @@ class Sample:
     def rows(self, aware: bool = True) -> Tensor:
         """(m,) int64 rows of the class-aware sample, or of the class-blind one."""
         return torch.nonzero((self.even < 0) == aware)[:, 0]
+
+    def draw(self, rows: Tensor, count: int, seed: int) -> Tensor:
+        """At most `count` of these rows, as likely as the points they stand for: a class-blind part."""
+        rng = torch.Generator().manual_seed(seed)
+        if len(rows) <= count:
+            return rows[torch.randperm(len(rows), generator=rng)]
+        # The largest of log(weight) + Gumbel noise: a weighted draw without replacement of any size.
+        noise = -torch.empty(len(rows), dtype=torch.float64).exponential_(generator=rng).log()
+        return rows[(self.weight[rows].double().log() + noise).topk(count).indices]
 
 
 class InputFeatures:
@@ -116,7 +127,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, source: BackboneFeatures | InputFeatures, train_key: str, val_key: str, count: int):
         self.source = source
-        key = hashlib.sha256("|".join((source.key, train_key, val_key, str(count), str(EVEN))).encode()).hexdigest()[:20]
+        key = hashlib.sha256("|".join((source.key, train_key, val_key, str(count), str(EVEN), "weighted")).encode()).hexdigest()[:20]
         self.folder, self.count = folder / key, count
         try:
             (self.folder / "parts").mkdir(parents=True, exist_ok=True)
@@ -152,6 +163,7 @@ class FeatureCache:
             "offset": _offsets(scene)[rows],
             "scene": torch.full((len(rows),), number),
             "even": draw,
+            "weight": torch.cat([represented(known, aware), represented(known, even, by_class=False)]),
         }
         return {name: x.numpy() for name, x in values.items()}
 
@@ -189,6 +201,15 @@ class FeatureCache:
             levels = self.source.features.encode(scene)
             _save(path, lambda file: np.savez(file, **pack_levels(levels, scene.name)))
         yield from unpack_levels(path, self.source.features.mode).chunks(scene.coord)
+
+
+def represented(label: Tensor, rows: Tensor, by_class: bool = True) -> Tensor:
+    """(len(rows),) float32: labelled points per sampled one, of the same class or of all."""
+    if not by_class:
+        return torch.full((len(rows),), int((label >= 0).sum()) / max(len(rows), 1))
+    taken = label[rows].long()
+    counts, drawn = torch.bincount(label[label >= 0].long()), torch.bincount(taken)
+    return (counts[taken] / drawn[taken]).float()
 
 
 def _offsets(scene: Scene) -> Tensor:

@@ -31,6 +31,7 @@ class LinearProbe:
         *,
         rows: Tensor | None = None,
         columns: Tensor | None = None,
+        weights: Tensor | None = None,
         epochs: int = 30,
         min_steps: int = 600,
         batch_size: int = 4096,
@@ -43,7 +44,8 @@ class LinearProbe:
         probe where it gives them).
 
         features: (M, D) floating point, may lie on disk: beyond 1 GB only a batch is in memory at a time.
-        labels: (M,) int64 in 0..classes-1. rows, columns: use these only. epochs: over the rows, but at
+        labels: (M,) int64 in 0..classes-1. rows, columns: use these only. weights: (M,) > 0, what each row counts in
+        the loss (default: the same). epochs: over the rows, but at
         least `min_steps` steps, so that few labels are fitted as well as many.
         """
         rows = torch.arange(len(labels)) if rows is None else rows
@@ -54,6 +56,7 @@ class LinearProbe:
             found = features[some].to(device).float()
             return found if columns is None else found[:, columns.to(device)]
 
+        counts = None if weights is None else weights / weights[rows].mean()
         mean, std = _statistics(take, rows)
 
         def standardised(some: Tensor) -> Tensor:
@@ -61,6 +64,7 @@ class LinearProbe:
 
         if len(rows) * len(mean) <= IN_MEMORY:
             kept, targets = standardised(rows), labels[rows].to(device)
+            counts = None if counts is None else counts[rows]
             rows = torch.arange(len(rows))
         else:
             kept = targets = None
@@ -83,7 +87,8 @@ class LinearProbe:
                 x, y = standardised(batch), labels[batch].to(device)
             for group in optimizer.param_groups:
                 group["lr"] = warmup_cosine(step, total // 100, total, lr)
-            loss = F.cross_entropy(layer(x), y)
+            loss = F.cross_entropy(layer(x), y, reduction="none")
+            loss = (loss if counts is None else loss * counts[batch.to(counts.device)].to(device)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

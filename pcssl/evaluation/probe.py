@@ -27,6 +27,8 @@ from pcssl.evaluation.metrics import Scores, confusion_matrix, scores
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.pretrained import PretrainedModel
 
+PROTOCOL_VERSION = 2  # 1: the class-aware sample was fitted on as if it were all points
+
 Count = Annotated[int, Range(1)]
 Part = Annotated[float, Range(0, 1, low_open=True)]
 Head = Literal["linear", "nn", "few", "clusters", "instances", "supervised", "finetune"]
@@ -39,10 +41,11 @@ class ProbeConfig:
         `pcssl.evaluation.instances`; supervised and finetune: the same network trained with
         the labels for as many steps as the checkpoint's own run, from scratch and from the checkpoint.
     train_split, val_split: scenes to fit and to score on.
-    train_points: class-aware sample a training scene, fixed for all seeds and heads.
+    train_points: class-aware sample a training scene, fixed for all seeds and heads; its rows count in the loss as much
+        as the points they stand for.
     val_points: random points a val scene that the nearest neighbour is scored on, 0 = all; every
         other head is always scored on all points.
-    database: most points that the nearest neighbour searches.
+    database: most points that the nearest neighbour searches, a class-blind part of the sample.
     few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels.
     instance_radius: metres within which points of an instance touch.
     levels: also each level alone and all without it, for the trained features (linear).
@@ -105,7 +108,7 @@ def probe(
         "root": str(data.root), "label": data.label, "classes": list(data.classes),
         "train_scenes": len(train), "val_scenes": len(val), "fingerprint": run.train_key[:16] + run.val_key[:16],
     }  # fmt: skip
-    found = {"protocol": asdict(config), "data": described, "results": results}
+    found = {"protocol": {"version": PROTOCOL_VERSION, **asdict(config)}, "data": described, "results": results}
     return {**found, "instances": run.instances} if run.instances else found
 
 
@@ -173,7 +176,7 @@ class _Run:
     def _precision(self, cache: FeatureCache, sample: Sample, seed: int, name: str) -> dict[str, Any]:
         """Average precision of one seed's heads over all val scenes."""
         heads = InstanceProbe.fit(
-            sample.features, sample.labels, sample.offset, list(self.data.classes), rows=sample.rows(),
+            sample.features, sample.labels, sample.offset, list(self.data.classes), rows=sample.rows(), weights=sample.weight,
             radius=self.config.instance_radius, epochs=self.config.epochs, seed=seed, device=self.device,
         )  # fmt: skip
         precision = AveragePrecision(list(self.data.classes))
@@ -245,13 +248,13 @@ def fit_heads(
 
     def linear(name: str, rows: Tensor, columns: Tensor | None = None) -> None:
         fitted = LinearProbe.fit(
-            sample.features, sample.labels, classes, rows=rows, columns=columns, epochs=config.epochs, seed=seed, device=device
+            sample.features, sample.labels, classes, rows=rows, columns=columns, weights=sample.weight, epochs=config.epochs,
+            seed=seed, device=device,
         )
         heads.append(FittedHead((name,), lambda x: [fitted(x)], columns))
 
     def nearest(suffix: str, rows: Tensor, ks: tuple[int, ...]) -> None:
-        rng = torch.Generator().manual_seed(seed)
-        kept = rows[torch.randperm(len(rows), generator=rng)[: config.database]]
+        kept = sample.draw(rows, config.database, seed)
         fitted = NearestNeighborProbe.fit(sample.features[kept].float(), sample.labels[kept], classes, device=device)
         heads.append(FittedHead(tuple(f"{k}-nn{suffix}" for k in ks), lambda x: fitted(x, ks), sampled=True))
 
@@ -264,8 +267,7 @@ def fit_heads(
             linear(f"linear/{suffix}", rows)
             nearest(f"/{suffix}", rows, config.neighbors[:1])
     if "clusters" in config.heads:
-        rng = torch.Generator().manual_seed(seed)
-        kept = aware[torch.randperm(len(aware), generator=rng)[:50_000]]
+        kept = sample.draw(aware, 50_000, seed)
         clusters = KMeans.fit(sample.features[kept], classes, seed=seed, device=device)
         heads.append(FittedHead(("clusters",), lambda x: [clusters(x)]))
     ends = [sum(channels[: i + 1]) for i in range(len(channels))]

@@ -6,7 +6,7 @@ from typing import Any
 
 # What must be equal for scores to be comparable, and how a reader would name it.
 PROTOCOL = {
-    "train_split": "training split", "val_split": "scored split", "train_points": "sampled points a training scene",
+    "version": "version of the protocol", "train_split": "training split", "val_split": "scored split", "train_points": "sampled points a training scene",
     "val_points": "points a scene that nearest neighbours are scored on", "database": "size of the nearest-neighbour database",
     "epochs": "epochs of the linear probe",
 }  # fmt: skip
