@@ -54,16 +54,30 @@ def test_confusion_matrix_counts_rows_as_labels():
 
 def test_nearest_neighbour_equals_brute_force_in_float64():
     rng = torch.Generator().manual_seed(0)
-    base, query = torch.randn(300, 12, generator=rng), torch.randn(200, 12, generator=rng)
+    mixed = torch.randn(12, 12, generator=rng)
+    base, query = torch.randn(300, 12, generator=rng) @ mixed, torch.randn(200, 12, generator=rng) @ mixed
     labels = torch.randint(0, 5, (300,), generator=rng)
     one, many = NearestNeighborProbe.fit(base, labels, 5)(query, (1, 20))
-    b, q = base.double() - base.double().mean(0), query.double() - base.double().mean(0)
+    mean, std = base.double().mean(0), base.double().std(0, correction=0)
+    b, q = (base.double() - mean) / std, (query.double() - mean) / std
+    values, axes = torch.linalg.eigh(b.T @ b / len(b))
+    b, q = (x @ axes / (values + 0.1).sqrt() for x in (b, q))
     similarity = (q / q.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
     assert torch.equal(one, labels[similarity.argmax(1)])
     for i in range(200):
         top = similarity[i].topk(20)
         votes = torch.zeros(5, dtype=torch.float64).index_add_(0, labels[top.indices], (top.values / 0.07).exp())
         assert int(many[i]) == int(votes.argmax())
+
+
+def test_nearest_neighbours_do_not_change_with_the_scale_of_a_level():
+    rng = torch.Generator().manual_seed(0)
+    base, query = torch.randn(300, 12, generator=rng), torch.randn(200, 12, generator=rng)
+    labels = torch.randint(0, 5, (300,), generator=rng)
+    scale = torch.tensor([100.0] * 6 + [0.01] * 6)
+    one, many = NearestNeighborProbe.fit(base, labels, 5)(query, (1, 20))
+    again = NearestNeighborProbe.fit(base * scale, labels, 5)(query * scale, (1, 20))
+    assert (one == again[0]).float().mean() > 0.99 and (many == again[1]).float().mean() > 0.98
 
 
 def test_nearest_neighbour_with_a_tiny_database():

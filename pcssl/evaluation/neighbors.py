@@ -12,10 +12,32 @@ BLOCK = 8_192  # queries compared at once: bounds the similarity matrix
 
 
 @dataclass(frozen=True)
-class NearestNeighborProbe:
-    """Exact cosine neighbours in a database of centred features.
+class Whitening:
+    """Call it with (N, D) features. mean: (D,); turn: (D, D)."""
 
-    k = 1 takes the nearest label; k > 1 votes with weights exp(similarity / temperature), as in
+    mean: Tensor
+    turn: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, floor: float = 0.1) -> Whitening:
+        """floor: added to the variances of the standardised features' principal axes, so that noise stays small."""
+        mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+        x = (features - mean) / std
+        variance, axes = torch.linalg.eigh((x.T @ x / len(x)).double())
+        turn = axes * (variance.clamp(min=0) + floor).rsqrt()
+        return cls(mean, (turn / std[:, None]).float())
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features - self.mean) @ self.turn
+
+
+@dataclass(frozen=True)
+class NearestNeighborProbe:
+    """Exact cosine neighbours among whitened features.
+
+    Features of several levels have scales of their own, and a few directions may hold most of the variance: as they
+    are, a cosine would see little else. So features are standardised and turned to their principal axes, each divided
+    by sqrt(variance + 0.1), with the statistics of the database and without labels. k = 1 takes the nearest label; k > 1 votes with weights exp(similarity / temperature), as in
     Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR
     2018. The Masked Scene Modeling paper states neither; both are ours.
     """
@@ -23,24 +45,24 @@ class NearestNeighborProbe:
     database: Tensor
     labels: Tensor
     classes: int
-    mean: Tensor
+    whitening: Whitening
     temperature: float = 0.07
 
     @classmethod
     def fit(
         cls, features: Tensor, labels: Tensor, classes: int, *, temperature: float = 0.07, device: torch.device | str = "cpu"
     ) -> NearestNeighborProbe:
-        """features: (M, D) float; labels: (M,) int64. The mean of the database is taken off all features."""
-        mean = features.mean(0)
-        database = F.normalize(features - mean, dim=1).to(device)
-        return cls(database, labels.to(device), classes, mean.to(device), temperature)
+        """features: (M, D) float; labels: (M,) int64."""
+        features = features.to(device)
+        whitening = Whitening.fit(features)
+        return cls(F.normalize(whitening(features), dim=1), labels.to(device), classes, whitening, temperature)
 
     @torch.no_grad()
     def __call__(self, features: Tensor, ks: tuple[int, ...] = (1,)) -> list[Tensor]:
         """(N, D) features -> per k the (N,) predictions."""
         out: list[list[Tensor]] = [[] for _ in ks]
         for block in features.split(BLOCK):
-            query = F.normalize(block.to(self.database.device) - self.mean, dim=1)
+            query = F.normalize(self.whitening(block.to(self.database.device)), dim=1)
             similarity, rows = (query @ self.database.T).topk(min(max(ks), len(self.database)), dim=1)
             label = self.labels[rows]
             for i, k in enumerate(ks):

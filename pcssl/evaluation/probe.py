@@ -27,7 +27,8 @@ from pcssl.evaluation.metrics import Scores, confusion_matrix, scores
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.pretrained import PretrainedModel
 
-PROTOCOL_VERSION = 2  # 1: the class-aware sample was fitted on as if it were all points
+# 1: the class-aware sample was fitted on as if it were all points; neighbours among features as they are.
+PROTOCOL_VERSION = 2
 
 Count = Annotated[int, Range(1)]
 Part = Annotated[float, Range(0, 1, low_open=True)]
