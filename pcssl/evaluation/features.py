@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pcssl.data.inputs import INPUTS
 from pcssl.data.scene import Scene
 from pcssl.data.views import Points, voxel_view
 from pcssl.sparse import SparseTensor
@@ -52,13 +53,14 @@ class PointFeatures:
     """Multi-resolution features of a hierarchical backbone: all levels, read at the points, fine to coarse.
 
     backbone: SparseTensor -> levels. voxel_size: metres. levels: which, None = all.
-    mode: how a level is read, see `pcssl.ops.interpolate`.
+    mode: how a level is read, see `pcssl.ops.interpolate`. inputs: a name in `pcssl.data.inputs.INPUTS`.
     """
 
     backbone: nn.Module
     voxel_size: float
     levels: tuple[int, ...] | None = None
     mode: str = "exact"
+    inputs: str = "color_normal"
 
     @torch.no_grad()
     def encode(self, scene: Scene) -> SceneLevels:
@@ -68,7 +70,8 @@ class PointFeatures:
         coords = F.pad(view.index, (1, 0)).to(device)
         was_training = self.backbone.training
         self.backbone.eval()
-        levels = self.backbone(SparseTensor.from_coords(view.features.to(device), coords))
+        features = INPUTS[self.inputs](view, _zero(scene.coord))
+        levels = self.backbone(SparseTensor.from_coords(features.to(device), coords))
         self.backbone.train(was_training)
         return SceneLevels(levels, view.shift, self.voxel_size, self.mode)
 
@@ -80,6 +83,12 @@ class PointFeatures:
     def __call__(self, scene: Scene) -> Tensor:
         """(N, D) float32 features of all points, on the CPU."""
         return torch.cat([features.cpu() for _, features in self.chunks(scene)])
+
+
+def _zero(coord: Tensor) -> Tensor:
+    """The place that coordinates are relative to: the middle in x and y, the lowest point in z."""
+    low, high = coord.amin(0), coord.amax(0)
+    return torch.cat([(low[:2] + high[:2]) / 2, low[2:]])
 
 
 def point_inputs(scene: Scene) -> Tensor:

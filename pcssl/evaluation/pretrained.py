@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pcssl.config import ComponentConfig, component
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.evaluation.features import PointFeatures
-from pcssl.models.checkpoints import released_state
+from pcssl.models.checkpoints import Weights, read_released
 from pcssl.tokens import Tokens
 from pcssl.training.checkpoint import FORMAT, backbone_state, load_state, read_torch_file
 
@@ -27,13 +27,17 @@ class PretrainedModel:
     voxel_size: float
     card: dict[str, Any]
     mode: str = "exact"
+    inputs: str = "color_normal"
+
+    def point_features(self, levels: tuple[int, ...] | None = None) -> PointFeatures:
+        return PointFeatures(self.backbone, self.voxel_size, levels, self.mode, self.inputs)
 
     def extract(self, scene: Scene, levels: tuple[int, ...] | None = None) -> Tokens:
         """A feature for every point of the scene: Tokens with features (N, D) float32 on the CPU.
 
         levels: which of the backbone's levels, finest = 0; all by default, concatenated fine to coarse.
         """
-        features = PointFeatures(self.backbone, self.voxel_size, levels, self.mode)(scene)
+        features = self.point_features(levels)(scene)
         return Tokens(features, scene.coord, torch.zeros(len(scene), dtype=torch.int64))
 
     def with_random_weights(self, seed: int) -> PretrainedModel:
@@ -42,33 +46,27 @@ class PretrainedModel:
             torch.manual_seed(seed)
             fresh = self.model.build()
         device = next(self.backbone.parameters()).device
-        return PretrainedModel(fresh.to(device).eval(), self.model, self.voxel_size, {"weights": "random"}, self.mode)
+        return replace(self, backbone=fresh.to(device).eval(), card={"weights": "random"})
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> PretrainedModel:
-    """Read a checkpoint of `pcssl train`, or the released Masked Scene Modeling weights.
+    """Read a checkpoint of `pcssl train`, or weights that others have released (`pcssl.models.checkpoints`).
 
-    Released weights are the paper's main model: voxels of 2 cm, read in the `msm` mode.
     Raises UserError for a file that is missing, damaged, of another kind, or whose tensors do
     not fit (all are named). Nothing in the file is executed.
     """
     content = read_torch_file(path)
-    if content.get("format") == FORMAT:
-        model = _model_config(content["config"]["model"], str(path))
-        state = backbone_state(content)
-        card = {**content["card"], "step": content["step"], "total_steps": content["total_steps"]}
-        voxel_size, mode = content["config"]["data"]["voxel_size"], "exact"
-    elif (released := released_state(content)) is not None:
-        model, state, voxel_size, mode = component("model", "hunet"), released, 0.02, "msm"
-        card = {"weights": "released Masked Scene Modeling"}
-    else:
-        raise UserError(
-            f"{path} is neither a pcssl checkpoint nor released MSM weights (its keys: "
-            f"{', '.join(map(str, list(content)[:5]))})"
-        )
-    backbone = model.build()
-    load_state(backbone, state, str(path))
-    return PretrainedModel(backbone.to(device).eval(), model, float(voxel_size), card, mode)
+    weights = _own_weights(content, path) if content.get("format") == FORMAT else read_released(content, Path(path))
+    backbone = weights.model.build()
+    load_state(backbone, weights.state, str(path))
+    w, backbone = weights, backbone.to(device).eval()
+    return PretrainedModel(backbone, w.model, w.voxel_size, w.card, w.mode, w.inputs)
+
+
+def _own_weights(content: dict[str, Any], path: str | Path) -> Weights:
+    card = {**content["card"], "step": content["step"], "total_steps": content["total_steps"]}
+    model = _model_config(content["config"]["model"], str(path))
+    return Weights(model, backbone_state(content), float(content["config"]["data"]["voxel_size"]), card=card)
 
 
 def _model_config(section: dict[str, Any], source: str) -> ComponentConfig:
