@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,9 @@ def read_torch_file(path: str | Path, device: torch.device | str = "cpu") -> dic
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"cannot read checkpoint {path}: it is damaged, or holds Python objects, which are never executed"
-        ) from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        held = f"it holds a Python object ({found[1]})" if found else "it is damaged, or holds Python objects"
+        raise UserError(f"cannot read checkpoint {path}: {held}, which are never executed") from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot read checkpoint {path}: {reason}") from error

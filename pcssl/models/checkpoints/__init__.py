@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pcssl.errors import UserError
-from pcssl.models.checkpoints import msm
+from pcssl.models.checkpoints import msm, sonata
 from pcssl.models.checkpoints.weights import Weights
 
-READERS = (msm,)
+READERS = (sonata, msm)
 
 __all__ = ["READERS", "Weights", "read_released"]
 
