@@ -16,6 +16,7 @@ from pcssl.models import PTv3, PTv3Config
 from pcssl.models.checkpoints.known import KNOWN
 from pcssl.models.ptv3 import Attention
 from pcssl.ops import pack_keys
+from pcssl.ops.keys import KEY_RANGE
 from pcssl.sparse import Geometry, SparseTensor, use_engine
 
 DATA = Path(__file__).parent / "data"
@@ -181,7 +182,7 @@ def test_features_of_points_are_those_of_the_released_up_cast(tmp_path, engine):
 
 
 def test_places_without_a_voxel_read_as_nothing():
-    level = SparseTensor.from_coords(torch.ones(1, 3), torch.tensor([[0, 1, 1, 1]]))
+    level = SparseTensor.from_coords(torch.ones(2, 3), torch.tensor([[0, 1, 1, 1], [0, KEY_RANGE[1], 1, 1]]))
     points = torch.tensor([[1.0, 1.5, 1.9], [2.0, 1.5, 1.5], [1e9, 1.5, 1.5], [-1e9, 0.0, 0.0]])
     found = level.geometry.interpolate(level.features, points, torch.zeros(4, dtype=torch.int64), "voxel")
     assert found[:, 0].tolist() == [1, 0, 0, 0]
