@@ -58,8 +58,8 @@ class PTv3Config:
                 raise ValueError(f"{channels} channels cannot be split over {heads} attention heads")
             if self.rope_base is not None and channels // heads % 6:
                 raise ValueError(f"rope_base needs heads of 6, 12, ... channels; {channels} over {heads} heads are not")
-        if self.rope_base is not None and self.in_channels < 3:
-            raise ValueError("rope_base needs the coordinates as the first three of in_channels")
+        if self.rope_base is not None and self.in_channels < 9:
+            raise ValueError("rope_base needs in_channels 9, coordinates before colour and normal")
 
 
 class DropPath(nn.Module):
