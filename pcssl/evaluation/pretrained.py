@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pcssl.config import ComponentConfig, component
+from pcssl.config import ComponentConfig
+from pcssl.data.inputs import INPUTS
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.evaluation.features import PointFeatures
-from pcssl.models.checkpoints import Weights, read_released
+from pcssl.models.checkpoints import load_state, read_weights
 from pcssl.tokens import Tokens
-from pcssl.training.checkpoint import FORMAT, backbone_state, load_state, read_torch_file
+from pcssl.training.trainer import pick_device
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,20 @@ class PretrainedModel:
         return replace(self, backbone=fresh.to(device).eval(), card={"weights": "random"})
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> PretrainedModel:
-    """Read a checkpoint of `pcssl train`, or weights that others have released (`pcssl.models.checkpoints`).
+def load_model(name: str | Path, device: torch.device | str = "auto") -> PretrainedModel:
+    """A model to extract features with.
 
-    Raises UserError for a file that is missing, damaged, of another kind, or whose tensors do
+    name: model.safetensors or a checkpoint of `pcssl train`, the folder of a run, weights that others have
+        released (`pcssl.models.checkpoints`); or on the Hugging Face Hub owner/name or hf://owner/name/file.
+    device: "auto" takes the GPU when there is one.
+
+    Raises UserError for a model that is missing, damaged, of another kind, or whose tensors do
     not fit (all are named). Nothing in the file is executed.
     """
-    content = read_torch_file(path)
-    weights = _own_weights(content, path) if content.get("format") == FORMAT else read_released(content, Path(path))
+    weights = read_weights(name)
+    if weights.inputs not in INPUTS:
+        raise UserError(f"{name} wants the inputs {weights.inputs!r}, this pcssl knows {', '.join(INPUTS)}; update pcssl")
     backbone = weights.model.build()
-    load_state(backbone, weights.state, str(path))
-    w, backbone = weights, backbone.to(device).eval()
-    return PretrainedModel(backbone, w.model, w.voxel_size, w.card, w.mode, w.inputs)
-
-
-def _own_weights(content: dict[str, Any], path: str | Path) -> Weights:
-    card = {**content["card"], "step": content["step"], "total_steps": content["total_steps"]}
-    model = _model_config(content["config"]["model"], str(path))
-    return Weights(model, backbone_state(content), float(content["config"]["data"]["voxel_size"]), card=card)
-
-
-def _model_config(section: dict[str, Any], source: str) -> ComponentConfig:
-    options = {k: v for k, v in section.items() if k != "name"}
-    try:
-        return component("model", section["name"], **options)
-    except UserError as error:
-        raise UserError(f"{source}: cannot build its model: {error}") from error
+    load_state(backbone, weights.state, str(name))
+    backbone = backbone.to(pick_device(str(device))).eval()
+    return PretrainedModel(backbone, weights.model, weights.voxel_size, weights.card, weights.mode, weights.inputs)

@@ -1,30 +1,34 @@
-"""Readers of weights that others have released.
+"""Weights from files: our own, and those that others have released.
 
-A format is a module with a NAME for messages and two functions, listed in `READERS`:
+A format of others is a module with a NAME for messages and two functions, listed in `READERS`:
 
     matches(content, path) -> bool      does the file hold these weights? A look at names, no more
     read(content, path) -> Weights      everything needed to build the backbone and use it
 
-content: the mapping that the file holds, tensors and plain values. path: the file, for messages.
+content: the mapping that the file holds, see `read_file`. path: the file, for messages.
 `read` raises UserError, one line with the path, for a file of its kind that it cannot use.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pcssl.errors import UserError
-from pcssl.models.checkpoints import msm, sonata
+from pcssl.models.checkpoints import exported, msm, run, sonata
+from pcssl.models.checkpoints.exported import write_model
+from pcssl.models.checkpoints.files import read_file
+from pcssl.models.checkpoints.hub import find_file
+from pcssl.models.checkpoints.state import load_state
 from pcssl.models.checkpoints.weights import Weights
 
 READERS = (sonata, msm)
 
-__all__ = ["READERS", "Weights", "read_released"]
+__all__ = ["READERS", "Weights", "find_file", "load_state", "read_file", "read_weights", "write_model"]
 
 
-def read_released(content: Mapping[str, Any], path: Path) -> Weights:
-    """The weights of the first reader that knows them; UserError if none does."""
-    for reader in READERS:
+def read_weights(name: str | Path) -> Weights:
+    """The weights of a model, see `find_file`; UserError if it cannot be read or no reader knows it."""
+    path = find_file(name)
+    content = read_file(path)
+    for reader in (exported, run, *READERS):
         if reader.matches(content, path):
             return reader.read(content, path)
     known = " or ".join(reader.NAME for reader in READERS)
