@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from test_checkpoints import hub  # noqa: F401
 from test_msm import room
 
 from pcssl.data.inputs import INPUTS
@@ -13,7 +15,7 @@ from pcssl.data.views import Points, voxel_view
 from pcssl.errors import UserError
 from pcssl.evaluation import load_model
 from pcssl.models import PTv3, PTv3Config
-from pcssl.models.checkpoints.known import KNOWN
+from pcssl.models.checkpoints.known import KNOWN, card_license
 from pcssl.models.ptv3 import Attention
 from pcssl.ops import pack_keys
 from pcssl.ops.keys import KEY_RANGE
@@ -63,6 +65,15 @@ def test_what_is_written_is_read(tmp_path, rope):
     with torch.no_grad():
         for ours, theirs in zip(found.backbone(x), model(x), strict=True):
             assert torch.equal(ours.features, theirs.features)
+
+
+def test_safetensors_with_the_config_beside_them_are_read(tmp_path):
+    model = encoder()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    found = load_model(tmp_path).backbone
+    assert found.config == model.config
+    assert all(torch.equal(x, found.state_dict()[k]) for k, x in model.state_dict().items())
 
 
 def test_tensors_of_the_released_code_are_read(tmp_path):
@@ -151,6 +162,45 @@ class Settings(dict):
 def test_a_config_that_is_a_python_object_is_refused_with_its_type(tmp_path, value, name):
     message = refusal(release(tmp_path / "x.pth", drop_path=value))
     assert name in message and "never executed" in message
+
+
+def test_names_are_found_on_the_hub_and_their_licence_is_said_once(hub, capsys):  # noqa: F811
+    folder = hub.root / "facebook" / "sonata"
+    folder.mkdir(parents=True)
+    release(folder / "sonata.pth")
+    release(folder / "sonata_small.pth")
+    model = load_model("sonata_small")
+    assert model.card["license"] == "CC-BY-NC-4.0" and "Wu et al." in model.card["paper"]
+    assert hub.downloaded == ["sonata_small.pth"] and "licence CC-BY-NC-4.0" in capsys.readouterr().err
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\ntags: [points]\n---\n# Sonata\n")
+    assert load_model("facebook/sonata").card["license"] == "cc-by-nc-4.0"
+    assert hub.downloaded[1:] == ["sonata.pth", "README.md"]  # of several files the one called like the repository
+    assert load_model("facebook/sonata").card["license"] == "cc-by-nc-4.0"
+    assert capsys.readouterr().err == "facebook/sonata: the weights have the licence cc-by-nc-4.0\n"
+    assert load_model(folder / "sonata.pth").card["license"] == "cc-by-nc-4.0"
+
+
+def test_a_file_without_a_card_says_no_licence(tmp_path, capsys):
+    assert "license" not in load_model(release(tmp_path / "sonata.pth")).card
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "text, license",
+    [
+        ("---\nlicense: other\nlicense_name: house-rules\n---\n", "house-rules"),
+        ("# Title\n---\nlicense: mit\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("---\n- license\n---\n", None),
+        ("---\ntags: x\n---\n", None),
+        ("---\nlicense: mit\n", None),
+        ("", None),
+    ],
+)
+def test_cards(tmp_path, text, license):
+    (tmp_path / "README.md").write_text(text)
+    assert card_license(tmp_path / "README.md") == license
+    assert card_license(tmp_path / "none.md") is None
 
 
 def up_cast(levels: list[SparseTensor], times: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from pcssl.models.checkpoints import exported, msm, run, sonata
 from pcssl.models.checkpoints.exported import write_model
 from pcssl.models.checkpoints.files import read_file
 from pcssl.models.checkpoints.hub import find_file
+from pcssl.models.checkpoints.known import with_licence
 from pcssl.models.checkpoints.state import load_state
 from pcssl.models.checkpoints.weights import Weights
 
@@ -30,7 +31,7 @@ def read_weights(name: str | Path) -> Weights:
     content = read_file(path)
     for reader in (exported, run, *READERS):
         if reader.matches(content, path):
-            return reader.read(content, path)
+            return with_licence(reader.read(content, path), str(name), path)
     known = " or ".join(reader.NAME for reader in READERS)
     keys = ", ".join(map(str, list(content)[:5]))
     raise UserError(f"{path} is neither a pcssl checkpoint nor released {known} weights (its keys: {keys})")

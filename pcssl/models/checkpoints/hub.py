@@ -10,6 +10,7 @@ from types import ModuleType
 from pcssl.errors import UserError, in_one_line
 from pcssl.models.checkpoints.exported import FILE
 from pcssl.models.checkpoints.files import SUFFIXES
+from pcssl.models.checkpoints.known import CARD, KNOWN
 
 _SCHEME = "hf://"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -18,8 +19,8 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 def find_file(name: str | Path) -> Path:
     """The file of a model, downloaded into the Hub's cache if need be.
 
-    name: a file; a folder that holds model.safetensors or checkpoint.pt; or on the Hub owner/name,
-    hf://owner/name, or hf://owner/name/FILE. Raises UserError if there is no such thing.
+    name: a file; a folder that holds model.safetensors or checkpoint.pt; a name in `KNOWN`; or on the Hub
+    owner/name, hf://owner/name, or hf://owner/name/FILE. Raises UserError if there is no such thing.
     """
     path = Path(name)
     if path.is_dir():
@@ -31,6 +32,8 @@ def find_file(name: str | Path) -> Path:
         if not _REPOSITORY.fullmatch(f"{owner}/{repository}"):
             raise UserError(f"{text}: write it as hf://owner/name or hf://owner/name/file")
         return _download(f"{owner}/{repository}", file)
+    if text in KNOWN and not path.exists():
+        return _download(KNOWN[text].repo, KNOWN[text].file)
     if not path.exists() and path.suffix not in SUFFIXES and _REPOSITORY.fullmatch(text):
         return _download(text, "")
     return path
@@ -61,9 +64,10 @@ def _download(repository: str, file: str) -> Path:
 
 def _fetch(hub: ModuleType, repository: str, file: str) -> Path:
     path = Path(hub.hf_hub_download(repository, file))
-    if file.endswith(".safetensors"):
-        with contextlib.suppress(hub.errors.EntryNotFoundError):  # some formats have it, and need it
-            hub.hf_hub_download(repository, str(Path(file).with_name("config.json")))
+    # The card names the licence; some formats of safetensors have a config, and need it.
+    for beside in (CARD, *(["config.json"] if file.endswith(".safetensors") else [])):
+        with contextlib.suppress(hub.errors.EntryNotFoundError):
+            hub.hf_hub_download(repository, str(Path(file).with_name(beside)))
     return path
 
 

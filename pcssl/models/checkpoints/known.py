@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from pcssl.models.checkpoints.weights import Weights
+
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -28,3 +37,33 @@ KNOWN = {
     "concerto_large": Known("Pointcept/Concerto", "concerto_large.pth", *_CONCERTO),
     "utonia": Known("Pointcept/Utonia", "utonia.pth", *_UTONIA),
 }
+
+
+def with_licence(weights: Weights, name: str, path: Path) -> Weights:
+    """The licence that the card beside the file names, or else the table, joins the weights' card; it is also printed.
+
+    name: as the model was asked for. path: of its file.
+    """
+    known = KNOWN.get(name)
+    license = card_license(path.with_name(CARD)) or (known and known.license)
+    if license is None:
+        return weights
+    _say(f"{name}: the weights have the licence {license}")
+    paper = {"paper": known.paper} if known else {}
+    return replace(weights, card={"license": license, **paper, **weights.card})
+
+
+def card_license(card: Path) -> str | None:
+    """What a model card, as the Hugging Face hub has them, names as `license` in the YAML at its top."""
+    try:
+        start, top, _ = card.read_text(encoding="utf-8").split("---\n", 2)
+        settings = yaml.safe_load(top) if not start else None
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or one of another kind
+        return None
+    found = settings.get("license_name", settings.get("license")) if isinstance(settings, dict) else None
+    return found and str(found)
+
+
+@cache  # once a model: a probe loads it several times
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
