@@ -8,12 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_checkpoints import hub  # noqa: F401
+from test_evaluation import Source
 from test_msm import room
 
+from pcssl.cli import main
+from pcssl.data import write_ply
 from pcssl.data.inputs import INPUTS
 from pcssl.data.views import Points, voxel_view
 from pcssl.errors import UserError
-from pcssl.evaluation import load_model
+from pcssl.evaluation import ProbeConfig, load_model, probe
 from pcssl.models import PTv3, PTv3Config
 from pcssl.models.checkpoints.known import KNOWN, card_license
 from pcssl.models.ptv3 import Attention
@@ -229,6 +232,20 @@ def test_features_of_points_are_those_of_the_released_up_cast(tmp_path, engine):
     assert all_levels.shape[1] == 12 + 24 + 48
     torch.testing.assert_close(all_levels, up_cast(levels, 2)[view.inverse], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(two, up_cast(levels, 1)[view.inverse], atol=1e-5, rtol=1e-4)
+
+
+def test_a_probe_on_released_weights(tmp_path):
+    settings = ProbeConfig(heads=("linear",), train_points=100, epochs=1, seeds=1, floors=False)
+    found = probe(load_model(release(tmp_path / "x.pth")), Source(), settings, report=lambda line: None)["results"]
+    assert found["trained"]["linear"]["miou"]["mean"] > 0.9  # labels that the normals tell
+
+
+def test_the_command_writes_features_with_released_weights(tmp_path, capsys):
+    write_ply(tmp_path / "room.ply", room(n=500))
+    arguments = ["extract", str(tmp_path / "room.ply"), "--checkpoint", str(release(tmp_path / "x.pth")), "--device", "cpu"]
+    assert main([*arguments, "--levels", "1,2", "--out", str(tmp_path / "x.npz")]) == 0
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["features"].shape == (500, 24 + 48) and np.isfinite(file["features"]).all()
 
 
 def test_places_without_a_voxel_read_as_nothing():

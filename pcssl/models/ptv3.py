@@ -87,7 +87,7 @@ class Rotary(nn.Module):
         super().__init__()
         axis = head_channels // 3
         # A buffer that is saved: the released weights hold it.
-        self.register_buffer("inv_freq", base ** (-torch.arange(0, axis, 2) / axis))
+        self.register_buffer("inv_freq", torch.tensor([base ** (-i / axis) for i in range(0, axis, 2)]))
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
         """x: (N, heads, D). place: (N, 3), in the unit of the frequencies."""
