@@ -183,6 +183,16 @@ def test_names_are_found_on_the_hub_and_their_licence_is_said_once(hub, capsys):
     assert load_model(folder / "sonata.pth").card["license"] == "cc-by-nc-4.0"
 
 
+def test_an_exported_model_is_the_same(tmp_path, capsys):
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    path = release(tmp_path / "x.pth")
+    assert main(["export", str(path), "--out", str(tmp_path / "out")]) == 0
+    found, want = load_model(tmp_path / "out"), load_model(path)
+    assert (found.inputs, found.mode, found.voxel_size, found.card) == (want.inputs, want.mode, 0.02, want.card)
+    scene = room(n=100)
+    assert torch.equal(found.extract(scene).features, want.extract(scene).features)
+
+
 def test_a_file_without_a_card_says_no_licence(tmp_path, capsys):
     assert "license" not in load_model(release(tmp_path / "sonata.pth")).card
     assert capsys.readouterr().err == ""

@@ -12,9 +12,12 @@ from torch.nn import functional as F
 
 from pcssl.ops import lookup, pack_keys, unpack_keys
 from pcssl.ops.curves import DEPTH
+from pcssl.ops.interpolate import MODES
 from pcssl.ops.keys import AXIS_BITS, KEY_RANGE
 from pcssl.ops.sparse_conv import KernelMap
 from pcssl.sparse.engine import current_engine
+
+READING_MODES = (*MODES, "voxel")  # of `Geometry.interpolate`
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from pcssl.atomic import replacing
 from pcssl.config import Range, from_dict, to_dict
 from pcssl.errors import UserError
 from pcssl.models.checkpoints.weights import Weights, model_config, written_by
-from pcssl.ops.interpolate import MODES
+from pcssl.sparse.tensor import READING_MODES
 
 FORMAT = "pcssl-model-1"
 FILE = "model.safetensors"
@@ -26,7 +26,7 @@ class _Reading:
 
     voxel_size: Annotated[float, Range(0, low_open=True)]
     inputs: str
-    mode: Literal[MODES]
+    mode: Literal[READING_MODES]
 
 
 def write_model(path: Path, weights: Weights) -> None:

@@ -20,7 +20,7 @@ class Weights:
 
     model: config of the backbone. state: all its tensors, by the names of `model.build().state_dict()`.
     voxel_size: metres. inputs: what it is given at a voxel, a name in `pcssl.data.inputs.INPUTS`.
-    mode: how its levels are read at points, see `pcssl.ops.interpolate`.
+    mode: how its levels are read at points, see `Geometry.interpolate`.
     card: what is known of its training: method, dataset, license, ..., plain values.
     config: the whole config of the run that made it, if there was one.
     """
