@@ -252,7 +252,7 @@ def test_a_probe_on_released_weights(tmp_path):
 
 def test_the_command_writes_features_with_released_weights(tmp_path, capsys):
     write_ply(tmp_path / "room.ply", room(n=500))
-    arguments = ["extract", str(tmp_path / "room.ply"), "--checkpoint", str(release(tmp_path / "x.pth")), "--device", "cpu"]
+    arguments = ["extract", str(tmp_path / "room.ply"), "--model", str(release(tmp_path / "x.pth")), "--device", "cpu"]
     assert main([*arguments, "--levels", "1,2", "--out", str(tmp_path / "x.npz")]) == 0
     with np.load(tmp_path / "x.npz") as file:
         assert file["features"].shape == (500, 24 + 48) and np.isfinite(file["features"]).all()
