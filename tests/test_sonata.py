@@ -152,9 +152,11 @@ def test_other_files_of_these_releases_are_refused_with_what_they_are(tmp_path):
     assert "linear probe's head" in refusal(path)
     state = {f"module.student.backbone.{k}": v for k, v in encoder().state_dict().items()}
     torch.save({"epoch": 1, "state_dict": state}, path)
-    assert "pre-training run" in refusal(path)
+    assert "of a training run" in refusal(path)
     torch.save({"state_dict": encoder().state_dict()}, path)
     assert "no `config`" in refusal(path)
+    torch.save({"state_dict": {0: torch.ones(1)}}, path)
+    assert "neither a pcssl checkpoint nor released" in refusal(path)
 
 
 class Settings(dict):
@@ -175,11 +177,12 @@ def test_names_are_found_on_the_hub_and_their_licence_is_said_once(hub, capsys):
     model = load_model("sonata_small")
     assert model.card["license"] == "CC-BY-NC-4.0" and "Wu et al." in model.card["paper"]
     assert hub.downloaded == ["sonata_small.pth"] and "licence CC-BY-NC-4.0" in capsys.readouterr().err
+    assert load_model("hf://facebook/sonata/sonata.pth").card["license"] == "CC-BY-NC-4.0"
     (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\ntags: [points]\n---\n# Sonata\n")
     assert load_model("facebook/sonata").card["license"] == "cc-by-nc-4.0"
-    assert hub.downloaded[1:] == ["sonata.pth", "README.md"]  # of several files the one called like the repository
+    assert hub.downloaded[2:] == ["sonata.pth", "README.md"]  # of several files the one called like the repository
     assert load_model("facebook/sonata").card["license"] == "cc-by-nc-4.0"
-    assert capsys.readouterr().err == "facebook/sonata: the weights have the licence cc-by-nc-4.0\n"
+    assert capsys.readouterr().err.splitlines()[1:] == ["facebook/sonata: the weights have the licence cc-by-nc-4.0"]
     assert load_model(folder / "sonata.pth").card["license"] == "cc-by-nc-4.0"
 
 

@@ -44,7 +44,7 @@ def with_licence(weights: Weights, name: str, path: Path) -> Weights:
 
     name: as the model was asked for. path: of its file.
     """
-    known = KNOWN.get(name)
+    known = KNOWN.get(name) or next((k for k in KNOWN.values() if f"{k.repo}/" in f"{name}/"), None)
     license = card_license(path.with_name(CARD)) or (known and known.license)
     if license is None:
         return weights

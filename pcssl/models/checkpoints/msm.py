@@ -34,7 +34,7 @@ def released_state(content: Mapping[str, Any]) -> dict[str, Tensor] | None:
     for key in ("state_dict", "model"):
         state = content.get(key)
         if isinstance(state, Mapping):
-            found = {name[len(PREFIX) :]: x for name, x in state.items() if name.startswith(PREFIX)}
+            found = {name[len(PREFIX) :]: x for name, x in state.items() if str(name).startswith(PREFIX)}
             if found:
                 return found
     return None

@@ -36,15 +36,15 @@ WITHOUT_EFFECT = {
 
 def matches(content: Mapping[str, Any], path: Path) -> bool:
     state = content.get("state_dict")
-    return isinstance(state, Mapping) and any(_is_encoder(k) or _is_training(k) or _is_head(k) for k in state)
+    return isinstance(state, Mapping) and any(_is_encoder(k) or _is_training(k) or _is_head(k) for k in map(str, state))
 
 
 def read(content: Mapping[str, Any], path: Path) -> Weights:
     """Voxels of 2 cm; points have the features of the voxel that holds them, as the released code maps them back."""
     state, config = content["state_dict"], content.get("config")
-    if any(map(_is_training, state)):
-        raise UserError(f"{path} is a checkpoint of a pre-training run; take the encoder's own file, such as sonata.pth")
-    if any(map(_is_head, state)):
+    if any(map(_is_training, map(str, state))):
+        raise UserError(f"{path} is a checkpoint of a training run; take the encoder's own file, such as sonata.pth")
+    if any(map(_is_head, map(str, state))):
         raise UserError(f"{path} is a linear probe's head; take the encoder it stands on, such as sonata.pth")
     if not isinstance(config, Mapping):
         raise UserError(f"{path} has an encoder's tensors but no `config` beside `state_dict`")
