@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("pcssl.commands.compare", "put the scores of two probes side by side"),
     "benchmark": ("pcssl.commands.benchmark", "time the operators beside a matrix product and other engines"),
     "extract": ("pcssl.commands.extract", "write the features of scenes to files"),
+    "export": ("pcssl.commands.export", "write a model as one file that describes itself, or show its card"),
     "doctor": ("pcssl.commands.doctor", "say what is installed here, what runs, and how to get more"),
 }
 

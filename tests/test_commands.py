@@ -78,18 +78,19 @@ def test_commands_run_on_the_engine_they_are_told(folder, tmp_path, monkeypatch)
     run = ["train", str(folder / "tiny.yaml"), f"output={tmp_path}", "optimizer.epochs=1", "optimizer.warmup_epochs=0"]
     assert main([*run, "probe.pictures=0", "--engine", "reference"]) == 0
     assert "engine: reference" in (tmp_path / "config.yaml").read_text()
-    checkpoint = ["--checkpoint", str(tmp_path / "checkpoint.pt"), "--engine", "reference", "--device", "cpu"]
+    options = ["--engine", "reference", "--device", "cpu"]
+    checkpoint = ["--checkpoint", str(tmp_path / "checkpoint.pt"), *options]
     assert main(["probe", *checkpoint, "--data", str(folder / "data.yaml"), "--out", str(tmp_path), "--pictures", "0"]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["machine"]["engine"] == "reference"
     write_ply(tmp_path / "scan.ply", room(9, 300))
-    assert main(["extract", str(tmp_path / "scan.ply"), *checkpoint, "--out", str(tmp_path / "f.npz")]) == 0
+    assert main(["extract", str(tmp_path / "scan.ply"), "--model", str(tmp_path), *options, "--out", str(tmp_path / "f.npz")]) == 0
     assert used == {"reference"}
 
 
 def extract(folder, scans, *more, out=None):
     scans = scans if isinstance(scans, list) else [scans]
     out = out or folder / "features.npz"
-    options = ["--checkpoint", folder / "out" / "checkpoint.pt", "--out", out, "--device", "cpu"]
+    options = ["--model", folder / "out" / "checkpoint.pt", "--out", out, "--device", "cpu"]
     return main(["extract", *map(str, [*scans, *options, *more])])
 
 
@@ -162,7 +163,7 @@ def test_several_scans_and_a_folder_at_once(folder, tmp_path, capsys):
     assert extract(folder, [scans, tmp_path / "far.ply"], "--picture", tmp_path / "pictures", out=out) == 1
     said = capsys.readouterr().err
     assert "c.pcd: not a PCD file" in said and "1 of 4 scans failed" in said
-    assert sorted(p.name for p in out.iterdir()) == ["a.npz", "b.npz", "far.npz"]
+    assert sorted(p.name for p in out.iterdir()) == ["a.npz", "b.npz", "far.npz", "index.json"]
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a.png", "b.png", "far.png"]
     for name, points, origin in (("a", 300, 0), ("b", 200, 0), ("far", 100, 450_000)):
         with np.load(out / f"{name}.npz") as file:
@@ -175,8 +176,8 @@ def test_several_scans_and_a_folder_at_once(folder, tmp_path, capsys):
     write_ply(tmp_path / "a.ply", room(0, 300))
     (tmp_path / "none").mkdir()
     for given, options, message in (
-        ([scans], ["--picture", "p.png"], "several scans need a folder"),
-        ([scans, tmp_path / "a.ply"], [], "would both write a.npz"),
+        ([scans], ["--picture", "p.png"], "give a folder, as --out is one"),
+        ([scans, tmp_path / "a.ply"], [], "would both write a;"),
         ([tmp_path / "none"], [], "no scans in it"),
     ):
         assert extract(folder, given, *options, out=out) == 2
@@ -230,10 +231,10 @@ def test_bad_options_and_checkpoints(folder, tmp_path, capsys):
     checkpoint = tmp_path / "other.pt"
     torch.save({"weights": torch.zeros(3)}, checkpoint)
     for arguments, message in (
-        (["--checkpoint", str(tmp_path / "none.pt"), "--out", "f.npz"], "no checkpoint at"),
-        (["--checkpoint", str(checkpoint), "--out", "f.npz"], "neither a pcssl checkpoint"),
-        (["--checkpoint", str(folder / "out" / "checkpoint.pt"), "--out", "f.txt"], "must end in .npz"),
-        (["--checkpoint", str(folder / "out" / "checkpoint.pt"), "--out", "f.npz", "--levels", "2"], "levels 0 to 1"),
+        (["--model", str(tmp_path / "none.pt"), "--out", "f.npz"], "no checkpoint at"),
+        (["--model", str(checkpoint), "--out", "f.npz"], "neither a pcssl checkpoint"),
+        (["--model", str(folder / "out" / "checkpoint.pt"), "--out", "f.txt"], "must end in .npz or .npy or .ply"),
+        (["--model", str(folder / "out" / "checkpoint.pt"), "--out", "f.npz", "--levels", "2"], "levels 0 to 1"),
     ):
         assert main(["extract", str(tmp_path / "scan.ply"), *arguments]) == 2
         assert message in capsys.readouterr().err
@@ -299,7 +300,7 @@ def test_real_scan_from_raw_layout_to_features(folder, real_scans, tmp_path):
     ]
     assert main(run) == 0
     scan = real_scans / "holo0000_00" / "holo0000_00_vh_clean_2.ply"
-    arguments = ["--checkpoint", str(tmp_path / "run" / "checkpoint.pt"), "--out", str(tmp_path / "f.npz"), "--device", "cpu"]
+    arguments = ["--model", str(tmp_path / "run"), "--out", str(tmp_path / "f.npz"), "--device", "cpu"]
     assert main(["extract", str(scan), *arguments, "--picture", str(tmp_path / "pca.png")]) == 0
     with np.load(tmp_path / "f.npz") as file:
         assert file["features"].shape == (99_183, 24) and np.isfinite(file["features"]).all()

@@ -12,6 +12,7 @@ from test_hunet import SMALL
 from test_training import config, same, weights
 
 from pcssl.cli import main
+from pcssl.evaluation import PointFeatures
 from pcssl.evaluation.health import level_health, verdict
 from pcssl.evaluation.monitor import SmallProbe
 from pcssl.models import HUNet
@@ -71,7 +72,7 @@ def mixed(x):
     ],
 )
 def test_verdicts(function, word):
-    (line,) = verdict(level_health(Fake(function), Source().scenes("train"), 0.1))
+    (line,) = verdict(level_health(PointFeatures(Fake(function), 0.1), Source().scenes("train")))
     assert word in line
 
 
@@ -81,7 +82,7 @@ def test_a_level_that_only_tells_scenes_apart():
     def by_scene(x):
         return next(calls) * normal(1, 6, seed=3) + 0.02 * mixed(x)
 
-    (line,) = verdict(level_health(Fake(by_scene), Source().scenes("train"), 0.1))
+    (line,) = verdict(level_health(PointFeatures(Fake(by_scene), 0.1), Source().scenes("train")))
     assert "collapsed" in line or "tells scenes apart" in line
 
 
@@ -126,5 +127,5 @@ def test_health_command(folder, tmp_path, capsys):  # noqa: F811
 
 def test_health_of_a_real_network_is_finite():
     torch.manual_seed(0)
-    levels = level_health(HUNet(SMALL).eval(), Source().scenes("val"), 0.1)
+    levels = level_health(PointFeatures(HUNet(SMALL).eval(), 0.1), Source().scenes("val"))
     assert len(levels) == 3 and all(math.isfinite(v) for level in levels for v in level.values())

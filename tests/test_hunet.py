@@ -12,7 +12,7 @@ import torch
 from pcssl.config import component
 from pcssl.errors import UserError
 from pcssl.models import HUNet, HUNetConfig
-from pcssl.models.checkpoints import hunet_config_from_released, released_state
+from pcssl.models.checkpoints.msm import hunet_config_from_released, released_state
 from pcssl.ops import KernelMap, kernel_offsets
 from pcssl.sparse import Geometry, SparseTensor
 

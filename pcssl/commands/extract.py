@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +12,27 @@ from typing import Any
 
 import numpy as np
 
+from pcssl.commands.feature_files import SUFFIXES, Folder, color_of, save, scratch
 from pcssl.data import read_scene
 from pcssl.data.formats import READERS, UP_AXES
 from pcssl.errors import UserError
-from pcssl.evaluation import load_model
-from pcssl.evaluation.pretrained import PretrainedModel
+from pcssl.evaluation import PretrainedModel, load_model
+from pcssl.evaluation.cache import weights_key
+from pcssl.evaluation.memory import parse_bytes
 from pcssl.sparse import use_engine
-from pcssl.training.trainer import pick_device
 from pcssl.visualization import PCAColors, contact_sheet, render_points, save_png
 
 _DESCRIPTION = """\
 Write a feature for every point of a scan: PLY, PCD, LAS, LAZ, XYZ, TXT, CSV, NPZ, OBJ, GLB, STL or OFF.
 
-  python tools/extract.py scan.ply --checkpoint runs/msm_rooms/checkpoint.pt --out features.npz --picture pca.png
-  python tools/extract.py scans/ more.las --checkpoint runs/msm_rooms/checkpoint.pt --out features --picture pictures
+  python tools/extract.py scan.ply --model runs/msm_rooms --out features
+  python tools/extract.py scans/ more.las --model owner/name --out features --format ply --max-memory 4GB
 
-features.npz holds features (N, D), coord (N, 3) in metres with z up, and origin (3,), which is added
-to coord to get a georeferenced scan's place. The points are in the file's order; those without finite
-coordinates are left out, with a warning. Several scans, or a folder of them, write OUT/<name>.npz each;
-one that cannot be read is reported and the rest goes on (exit status 1).
+Writes OUT/<scan>.npz and so on, with the points in the file's order; those without finite coordinates are left
+out, with a warning. npz holds features (N, D), coord (N, 3) in metres with z up, and origin (3,), which is added to
+coord to get a georeferenced scan's place; npy the features alone; ply the points in colours of the features. A scan
+that is done is skipped when the command runs again; one that cannot be read is reported and the rest goes on (exit
+status 1). A scan that does not fit in memory is cut into overlapping tiles, whose features are blended.
 """
 
 
@@ -46,16 +48,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("scans", nargs="+", type=Path, metavar="scan", help="a scan, or a folder of scans")
-    parser.add_argument("--checkpoint", required=True, help="of `pcssl train`, or released MSM weights")
-    parser.add_argument("--out", type=Path, required=True, help="features.npz; a folder for several scans")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="a run's folder, its model.safetensors or checkpoint.pt, released weights, or owner/name on the Hugging Face Hub",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder; or for one scan a file, whose suffix is the format"
+    )
+    parser.add_argument("--format", choices=[suffix[1:] for suffix in SUFFIXES], help="of the files in the folder (default: npz)")
     parser.add_argument(
         "--picture",
         type=Path,
-        help="PNG of the scan beside its features as colours; a folder for several, which then share their colours",
+        help="PNG of the scan beside its features as colours; a folder where OUT is one, all in the same colours",
     )
     add_reading_options(parser)
-    parser.add_argument("--levels", type=_levels, metavar="0,1,...", help="levels to take, finest = 0 (default: all)")
+    parser.add_argument("--levels", type=_levels, default="all", metavar="0,1,...", help="levels to take, finest = 0 (default: all)")
     parser.add_argument("--half", action="store_true", help="store float16 instead of float32")
+    parser.add_argument(
+        "--max-memory",
+        type=parse_bytes,
+        metavar="4GB",
+        help="of the process, or of tensors on a GPU (default: most of what is free); larger scans are tiled",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="extract anew what OUT has already")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--engine", default="auto", help="auto, native, reference or spconv")
 
@@ -94,58 +110,85 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("unit", "up", "columns", "samples")}
 
 
-def _levels(text: str) -> tuple[int, ...]:
+def _levels(text: str) -> tuple[int, ...] | str:
+    if text == "all":
+        return text
     try:
-        levels = tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        levels = (-1,)
-    if min(levels) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of levels such as 0,1")
-    return levels
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of levels such as 0,1") from None
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, extract, write, draw."""
-    jobs, several = _jobs(args)
-    model = load_model(args.checkpoint, pick_device(args.device))
-    levels = len(model.backbone.channels)
-    if args.levels and max(args.levels) >= levels:
-        raise UserError(f"--levels {max(args.levels)}: the model has levels 0 to {levels - 1}")
-    colors = PCAColors()
+    jobs = _jobs(args)
+    model = load_model(args.model, args.device)
+    try:
+        model.width(args.levels)
+    except ValueError as error:
+        raise UserError(f"--levels: {error}") from error
+    folder = None if _is_file(args.out) else Folder(args.out, _settings(args, model), args.overwrite)
+    colors = folder.load_colors() if folder else PCAColors()
+    todo = [job for job in jobs if not (folder and _is_done(job, folder))]
+    if len(todo) < len(jobs):
+        print(f"skipped      {len(jobs) - len(todo)} of {len(jobs)} scans, which {args.out} has already")
     failed = 0
-    for job in jobs:
+    for number, job in enumerate(todo):
         try:
-            _extract(job, model, colors, args)
+            _extract(job, model, colors, args, f"{job.scan.name} ({number + 1} of {len(todo)})")
         except UserError as error:
-            if not several:
+            if len(jobs) == 1:
                 raise
             print(f"pcssl extract: error: {error}", file=sys.stderr)
             failed += 1
+            continue
+        if folder:
+            folder.keep_colors(colors)
+            folder.add(job.scan, job.out)
     if failed:
         print(f"pcssl extract: {failed} of {len(jobs)} scans failed; the reasons are above", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _jobs(args: argparse.Namespace) -> tuple[list[_Job], bool]:
-    """What to read and write, and whether OUT is a folder."""
+def _settings(args: argparse.Namespace, model: PretrainedModel) -> dict[str, Any]:
+    """All that the features of a scan depend on, as JSON has it."""
+    weights = weights_key(model.backbone, model.voxel_size, model.mode, model.inputs)
+    reading = {name: list(value) if isinstance(value, tuple) else value for name, value in reading_options(args).items()}
+    levels = args.levels if args.levels == "all" else list(args.levels)
+    return {"model": weights, "levels": levels, "half": args.half, **reading}
+
+
+def _is_done(job: _Job, folder: Folder) -> bool:
+    return folder.has(job.scan, job.out) and (job.picture is None or job.picture.exists())
+
+
+def _jobs(args: argparse.Namespace) -> list[_Job]:
+    """What to read and write. UserError where scans and OUT do not go together."""
     several = len(args.scans) > 1 or args.scans[0].is_dir()
-    if not several:
-        if args.out.suffix != ".npz":
-            raise UserError(f"--out {args.out}: must end in .npz")
+    if _is_file(args.out):
+        if several:
+            raise UserError(f"--out {args.out}: several scans need a folder, not a file")
+        if args.format not in (None, args.out.suffix[1:]):
+            raise UserError(f"--out {args.out}: its suffix is the format; leave out --format {args.format}")
         if args.picture and args.picture.suffix.lower() != ".png":
             raise UserError(f"--picture {args.picture}: must end in .png")
-        return [_Job(args.scans[0], args.out, args.picture)], False
-    for flag, place in (("--out", args.out), ("--picture", args.picture)):
-        if place and (place.suffix.lower() in (".npz", ".png") or place.is_file()):
-            raise UserError(f"{flag} {place}: several scans need a folder, not a file")
+        return [_Job(args.scans[0], args.out, args.picture)]
+    if (args.out.suffix and not args.out.is_dir()) or args.out.is_file():
+        raise UserError(f"--out {args.out}: a file must end in {' or '.join(SUFFIXES)}, a folder's name without a suffix")
+    if args.picture and (args.picture.suffix.lower() == ".png" or args.picture.is_file()):
+        raise UserError(f"--picture {args.picture}: give a folder, as --out is one")
     scans = [file for scan in args.scans for file in (_scans_in(scan) if scan.is_dir() else [scan])]
     by_name: dict[str, Path] = {}
     for scan in scans:
         if scan.stem in by_name:
-            raise UserError(f"{by_name[scan.stem]} and {scan} would both write {scan.stem}.npz; rename one or run twice")
+            raise UserError(f"{by_name[scan.stem]} and {scan} would both write {scan.stem}; rename one or run twice")
         by_name[scan.stem] = scan
-    drawn = args.picture
-    return [_Job(s, args.out / f"{n}.npz", drawn and drawn / f"{n}.png") for n, s in by_name.items()], True
+    drawn, suffix = args.picture, f".{args.format}" if args.format else SUFFIXES[0]
+    return [_Job(s, args.out / f"{n}{suffix}", drawn and drawn / f"{n}.png") for n, s in by_name.items()]
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix in SUFFIXES and not out.is_dir()
 
 
 def _scans_in(folder: Path) -> list[Path]:
@@ -155,35 +198,46 @@ def _scans_in(folder: Path) -> list[Path]:
     return scans
 
 
-def _extract(job: _Job, model: PretrainedModel, colors: PCAColors, args: argparse.Namespace) -> None:
-    """One scan; the first one that is drawn chooses the colours."""
+def _extract(job: _Job, model: PretrainedModel, colors: PCAColors, args: argparse.Namespace, title: str) -> None:
+    """One scan; the first one that is coloured chooses the colours."""
+    dtype, channels = np.float16 if args.half else np.float32, model.width(args.levels)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"pcssl extract: warning: {message}", file=sys.stderr)
         scene = read_scene(job.scan, **reading_options(args))
-    grey = "a uniform grey" if len(scene.color.unique()) == 1 else "its intensity as grey"
-    for what in scene.filled:
-        made = {"color": grey, "normal": "estimated"}[what]
-        lack = f"{job.scan} has no {what}; it is {made}, the model was trained with it"
-        print(f"pcssl extract: warning: {lack}", file=sys.stderr)
-    with use_engine(args.engine):
-        features = model.extract(scene, args.levels).features
-    stored = features.half().numpy() if args.half else features.numpy()
-    _write_npz(job.out, features=stored, coord=scene.coord.numpy(), origin=np.array(scene.origin))
-    print(f"features     {job.out} {tuple(features.shape)}")
-    if job.picture:
-        shown = (colors.fit(features) if colors.mean is None else colors)(features)
+        with scratch(job.out, len(scene), channels, dtype) as features:
+            with use_engine(args.engine), Progress(title) as progress:
+                for rows, values in model.parts(scene, args.levels, max_memory=args.max_memory, progress=progress):
+                    features.add(rows, values)
+            shown = color_of(features, colors) if job.picture else None
+            save(features, job.out, scene, colors)
+    print(f"features     {job.out} ({len(scene)}, {channels})")
+    if shown is not None:
         sides = [render_points(scene.coord, c, size=(1000, 750), normal=scene.normal) for c in (scene.color, shown)]
         job.picture.parent.mkdir(parents=True, exist_ok=True)
         save_png(job.picture, contact_sheet([sides], [scene.name], ["input", "features"]))
         print(f"picture      {job.picture}")
 
 
-def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+class Progress:
+    """A line with the part done and the time left, once a scan takes more than a few seconds."""
+
+    def __init__(self, title: str):
+        self.title, self.live = title, sys.stderr.isatty()
+        self.begin = self.last = time.monotonic()
+        self.shown = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __call__(self, done: float) -> None:
+        now = time.monotonic()
+        if now - self.last < (1 if self.live and self.shown else 10 if self.shown else 3) or done >= 1:
+            return
+        self.last, self.shown = now, True
+        left = round((now - self.begin) / done * (1 - done))
+        line = f"{self.title}: {100 * done:.0f} %, {left // 60}:{left % 60:02d} left"
+        print(f"\r\x1b[K{line}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def __exit__(self, *error: object) -> None:
+        if self.live and self.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.checkpoint, pick_device(args.device))
     scenes = job.dataset.build().scenes(job.probe.val_split)
     shown = [scenes[i] for i in range(min(max(args.scenes, 1), len(scenes)))]
-    trained = level_health(model.backbone, shown, model.voxel_size)
-    random = level_health(model.with_random_weights(0).backbone, shown, model.voxel_size)
+    trained = level_health(model.point_features(), shown)
+    random = level_health(model.with_random_weights(0).point_features(), shown)
     print(f"{args.checkpoint}, {len(shown)} scenes\n{as_table(trained)}\n\nrandom weights\n{as_table(random)}\n")
     for line in verdict(trained):
         print(f"verdict: {line}")

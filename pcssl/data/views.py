@@ -55,11 +55,22 @@ class VoxelView:
     shift: Tensor
 
 
-def voxel_view(points: Points, voxel_size: float, offset: Tensor | None = None) -> VoxelView:
-    """Mean colour, normal and place of the points of every voxel; the lowest index is `offset` (3,)."""
-    low = points.coord.amin(0)
+def grid_shift(coord: Tensor, voxel_size: float) -> Tensor:
+    """(3,) metres: where the voxel of the lowest coordinates begins, a multiple of the voxel size."""
+    low = coord.amin(0)
     # The product can round to above the lowest point, which would then have index -1.
-    shift = torch.minimum(torch.floor(low / voxel_size) * voxel_size, low)
+    return torch.minimum(torch.floor(low / voxel_size) * voxel_size, low)
+
+
+def voxel_view(
+    points: Points, voxel_size: float, offset: Tensor | None = None, shift: Tensor | None = None
+) -> VoxelView:
+    """Mean colour, normal and place of the points of every voxel.
+
+    shift: (3,) metres, where voxel 0 begins; None: `grid_shift` of these points. offset: (3,) integer, added to
+    every index.
+    """
+    shift = grid_shift(points.coord, voxel_size) if shift is None else shift
     voxels = current_engine().voxelize(points.coord - shift, voxel_size)
     mean = voxels.mean(torch.cat([points.color / 127.5 - 1, points.normal, points.origin], 1))
     color, normal, origin = mean.split(3, 1)

@@ -86,7 +86,7 @@ class BackboneFeatures:
     def __init__(self, features: PointFeatures):
         self.features = features
         self.channels = tuple(features.backbone.channels)
-        self.key = weights_key(features.backbone, features.voxel_size, features.mode)
+        self.key = weights_key(features.backbone, features.voxel_size, features.mode, features.inputs)
 
     def sample(self, scene: Scene, rows: Tensor) -> Tensor:
         levels = self.features.encode(scene)

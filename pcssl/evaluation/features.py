@@ -9,11 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pcssl.data.inputs import INPUTS
 from pcssl.data.scene import Scene
-from pcssl.data.views import Points, voxel_view
+from pcssl.data.views import Points, grid_shift, voxel_view
 from pcssl.sparse import SparseTensor
 
 CHUNK = 65_536  # points read at once: bounds memory at wide features
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the tiles of a scene have in common: shift (3,) metres, where voxel 0 begins; zero (3,) metres, to which
+    coordinates are relative: the middle in x and y, the lowest point in z.
+    """
+
+    shift: Tensor
+    zero: Tensor
+
+    @classmethod
+    def of(cls, coord: Tensor, voxel_size: float) -> Frame:
+        low, high = coord.amin(0), coord.amax(0)
+        return cls(grid_shift(coord, voxel_size), torch.cat([(low[:2] + high[:2]) / 2, low[2:]]))
 
 
 @dataclass(frozen=True)
@@ -40,10 +56,12 @@ class SceneLevels:
         ]
         return torch.cat(read, 1).float()
 
-    def chunks(self, coord: Tensor, chosen: Sequence[int] | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def chunks(
+        self, coord: Tensor, chosen: Sequence[int] | None = None, size: int = CHUNK
+    ) -> Iterator[tuple[slice, Tensor]]:
         """(rows, features of these rows) over all places, in order."""
-        for start in range(0, len(coord), CHUNK):
-            part = slice(start, min(start + CHUNK, len(coord)))
+        for start in range(0, len(coord), size):
+            part = slice(start, min(start + size, len(coord)))
             yield part, self.read(coord[part], chosen)
 
 
@@ -52,23 +70,30 @@ class PointFeatures:
     """Multi-resolution features of a hierarchical backbone: all levels, read at the points, fine to coarse.
 
     backbone: SparseTensor -> levels. voxel_size: metres. levels: which, None = all.
-    mode: how a level is read, see `pcssl.ops.interpolate`.
+    mode: how a level is read, see `pcssl.ops.interpolate`. inputs: a name in `pcssl.data.inputs.INPUTS`.
     """
 
     backbone: nn.Module
     voxel_size: float
     levels: tuple[int, ...] | None = None
     mode: str = "exact"
+    inputs: str = "color_normal"
 
     @torch.no_grad()
-    def encode(self, scene: Scene) -> SceneLevels:
-        """Run the backbone once, in eval mode. ValueError if the scene lacks colour or normals."""
+    def encode(self, scene: Scene, frame: Frame | None = None, corner: Tensor | None = None) -> SceneLevels:
+        """Run the backbone once, in eval mode. ValueError if the scene lacks colour or normals.
+
+        frame: of the scene that this one is a tile of. corner: (3,) integer, the first voxel of the tile in it.
+        """
         device = next(self.backbone.parameters()).device
-        view = voxel_view(Points.from_scene(scene), self.voxel_size)
+        frame = frame or Frame.of(scene.coord, self.voxel_size)
+        offset = None if corner is None else -corner
+        view = voxel_view(Points.from_scene(scene), self.voxel_size, offset, frame.shift)
         coords = F.pad(view.index, (1, 0)).to(device)
         was_training = self.backbone.training
         self.backbone.eval()
-        levels = self.backbone(SparseTensor.from_coords(view.features.to(device), coords))
+        features = INPUTS[self.inputs](view, frame.zero)
+        levels = self.backbone(SparseTensor.from_coords(features.to(device), coords))
         self.backbone.train(was_training)
         return SceneLevels(levels, view.shift, self.voxel_size, self.mode)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from pcssl.data.scene import Scene
@@ -17,7 +16,7 @@ VOXELS = 2000  # of a scene and level
 
 
 @torch.no_grad()
-def level_health(backbone: nn.Module, scenes: Sequence[Scene], voxel_size: float) -> list[dict[str, float]]:
+def level_health(source: PointFeatures, scenes: Sequence[Scene]) -> list[dict[str, float]]:
     """Per level, finest first, over random voxels of all scenes.
 
     std: spread of directions, 0 collapsed, about 1 isotropic. rank: effective rank, of `channels`.
@@ -28,7 +27,6 @@ def level_health(backbone: nn.Module, scenes: Sequence[Scene], voxel_size: float
     """
     features: list[list[torch.Tensor]] = []
     inputs: list[list[torch.Tensor]] = []
-    source = PointFeatures(backbone, voxel_size)
     for number, scene in enumerate(scenes):
         found = source.encode(scene)
         rng = torch.Generator().manual_seed(number)

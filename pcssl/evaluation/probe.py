@@ -20,7 +20,6 @@ from pcssl.errors import UserError
 from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures, Sample, data_key, file_key
 from pcssl.evaluation.ceilings import train_with_labels
 from pcssl.evaluation.clusters import KMeans, match_clusters
-from pcssl.evaluation.features import PointFeatures
 from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
 from pcssl.evaluation.metrics import Scores, confusion_matrix, scores
@@ -114,7 +113,7 @@ def probe(
 
 
 def _source(model: PretrainedModel) -> BackboneFeatures:
-    return BackboneFeatures(PointFeatures(model.backbone, model.voxel_size, mode=model.mode))
+    return BackboneFeatures(model.point_features())
 
 
 def _labelled(data: SceneSource, split: str) -> Sequence[Scene]:

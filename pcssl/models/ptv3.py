@@ -1,7 +1,8 @@
-"""The Point Transformer V3 encoder as Sonata trains and releases it.
+"""The Point Transformer V3 encoder as Sonata, Concerto and Utonia train and release it.
 
 Wu et al., "Point Transformer V3", CVPR 2024, arXiv 2312.10035; Wu et al., "Sonata", CVPR 2025, arXiv
-2503.16429. Structure, names and shapes of all tensors are those of Sonata's released encoder, so its
+2503.16429; Zhang et al., "Concerto", NeurIPS 2025, arXiv 2510.23607; Zhang et al., "Utonia", 2026, arXiv
+2603.03283. Structure, names and shapes of all tensors are those of the released encoders, so their
 weights load as they are.
 """
 
@@ -33,6 +34,8 @@ class PTv3Config:
         on what else is in the batch. Off: a short scene attends to itself alone.
     drop_path: probability of the last block; it rises from 0 at the first.
     mask_token: a learnt row that stands for masked inputs in Sonata's pre-training.
+    rope_base: queries and keys are turned by the places of their voxels, which are the first three input
+        channels, with frequencies from 1 towards 1 / rope_base a unit of length (Utonia: 10). None: they are not.
     """
 
     in_channels: Count = 9
@@ -45,6 +48,7 @@ class PTv3Config:
     drop_path: Probability = 0.3
     mask_token: bool = False
     shuffle_curves: bool = True
+    rope_base: Annotated[float, Range(1, low_open=True)] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.blocks) == len(self.heads):
@@ -52,6 +56,10 @@ class PTv3Config:
         for channels, heads in zip(self.channels, self.heads):
             if channels % heads:
                 raise ValueError(f"{channels} channels cannot be split over {heads} attention heads")
+            if self.rope_base is not None and channels // heads % 6:
+                raise ValueError(f"rope_base needs heads of 6, 12, ... channels; {channels} over {heads} heads are not")
+        if self.rope_base is not None and self.in_channels < 9:
+            raise ValueError("rope_base needs in_channels 9, coordinates before colour and normal")
 
 
 class DropPath(nn.Module):
@@ -68,16 +76,43 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.drop)
 
 
+class Rotary(nn.Module):
+    """Turns pairs of a head's channels by the place of the voxel: a third of the channels for each axis.
+
+    Su et al., "RoFormer", 2021, in three dimensions as in Utonia. Products of turned queries and keys
+    depend on differences of places alone.
+    """
+
+    def __init__(self, head_channels: int, base: float):
+        super().__init__()
+        axis = head_channels // 3
+        # A buffer that is saved: the released weights hold it.
+        self.register_buffer("inv_freq", torch.tensor([base ** (-i / axis) for i in range(0, axis, 2)]))
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        """x: (N, heads, D). place: (N, 3), in the unit of the frequencies."""
+        angle = (place[:, :, None] * self.inv_freq)[:, None]  # (N, 1, 3, D / 6)
+        cos, sin = angle.cos(), angle.sin()
+        a, b = x.unflatten(-1, (3, 2, -1)).unbind(-2)
+        return torch.stack([a * cos - b * sin, b * cos + a * sin], -2).flatten(-3).to(x.dtype)
+
+
 class Attention(nn.Module):
-    def __init__(self, channels: int, heads: int):
+    def __init__(self, channels: int, heads: int, rope_base: float | None):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
+        if rope_base is not None:
+            self.rope = Rotary(channels // heads, rope_base)
 
-    def forward(self, x: Tensor, geometry: Geometry, curve: str, patch: int, depth: int) -> Tensor:
+    def forward(
+        self, x: Tensor, geometry: Geometry, place: Tensor | None, curve: str, patch: int, depth: int
+    ) -> Tensor:
         n, c = x.shape
         q, k, v = self.qkv(x).view(n, 3, self.heads, c // self.heads).unbind(1)
+        if place is not None:
+            q, k = self.rope(q, place), self.rope(k, place)
         return self.proj(patch_attention(q, k, v, geometry, curve, patch, depth).reshape(n, c))
 
 
@@ -94,20 +129,20 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A convolution as positional encoding, patch attention, feed-forward: each normed before and added."""
 
-    def __init__(self, channels: int, heads: int, mlp_ratio: int, drop: float):
+    def __init__(self, channels: int, heads: int, config: PTv3Config, drop: float):
         super().__init__()
         conv = SubmanifoldConv(channels, channels, 3)
         self.cpe = nn.ModuleList([conv, nn.Linear(channels, channels), nn.LayerNorm(channels)])
         self.norm1 = nn.ModuleList([nn.LayerNorm(channels)])
-        self.attn = Attention(channels, heads)
+        self.attn = Attention(channels, heads, config.rope_base)
         self.norm2 = nn.ModuleList([nn.LayerNorm(channels)])
-        self.mlp = nn.ModuleList([MLP(channels, channels * mlp_ratio)])
+        self.mlp = nn.ModuleList([MLP(channels, channels * config.mlp_ratio)])
         self.drop_path = DropPath(drop)
 
-    def forward(self, x: SparseTensor, curve: str, patch: int, depth: int) -> SparseTensor:
+    def forward(self, x: SparseTensor, place: Tensor | None, curve: str, patch: int, depth: int) -> SparseTensor:
         conv, linear, norm = self.cpe
         features = x.features + norm(linear(conv(x).features))
-        attended = self.attn(self.norm1[0](features), x.geometry, curve, patch, depth)
+        attended = self.attn(self.norm1[0](features), x.geometry, place, curve, patch, depth)
         features = features + self.drop_path(attended)
         features = features + self.drop_path(self.mlp[0](self.norm2[0](features)))
         return x.replace(features)
@@ -169,20 +204,22 @@ class PTv3(nn.Module):
             if i:
                 stage["down"] = Pooling(c.channels[i - 1], channels)
             for b in range(c.blocks[i]):
-                stage[f"block{b}"] = Block(channels, c.heads[i], c.mlp_ratio, next(drop))
+                stage[f"block{b}"] = Block(channels, c.heads[i], c, next(drop))
             self.enc[f"enc{i}"] = stage
 
     def forward(self, x: SparseTensor) -> list[SparseTensor]:
+        place = None if self.config.rope_base is None else x.features[:, :3]
         x = self.embedding(x)
         levels = []
         for stage in self.enc.values():
-            x = self._stage(x, stage)
+            if "down" in stage:
+                place = None if place is None else x.geometry.pool(place, "mean").features
+                x = stage["down"](x)
+            x = self._stage(x, place, stage)
             levels.append(x)
         return levels
 
-    def _stage(self, x: SparseTensor, stage: nn.ModuleDict) -> SparseTensor:
-        if "down" in stage:
-            x = stage["down"](x)
+    def _stage(self, x: SparseTensor, place: Tensor | None, stage: nn.ModuleDict) -> SparseTensor:
         patch = self.config.patch
         if self.config.shrink_patches and len(x.geometry):
             patch = min(patch, int(x.geometry.scene_sizes().min()))
@@ -191,7 +228,7 @@ class PTv3(nn.Module):
         curves = self._curves()
         blocks = (block for name, block in stage.items() if name != "down")
         for i, block in enumerate(blocks):
-            x = block(x, curves[i % len(curves)], patch, depth)
+            x = block(x, place, curves[i % len(curves)], patch, depth)
         return x
 
     def _curves(self) -> list[str]:

@@ -12,9 +12,12 @@ from torch.nn import functional as F
 
 from pcssl.ops import lookup, pack_keys, unpack_keys
 from pcssl.ops.curves import DEPTH
-from pcssl.ops.keys import AXIS_BITS
+from pcssl.ops.interpolate import MODES
+from pcssl.ops.keys import AXIS_BITS, KEY_RANGE
 from pcssl.ops.sparse_conv import KernelMap
 from pcssl.sparse.engine import current_engine
+
+READING_MODES = (*MODES, "voxel")  # of `Geometry.interpolate`
 
 T = TypeVar("T")
 
@@ -122,7 +125,16 @@ class Geometry:
         )
 
     def interpolate(self, features: Tensor, points: Tensor, batch: Tensor, mode: str = "exact") -> Tensor:
-        """Read `features` (N, C) at points (P, 3) in units of the finest level's voxels."""
+        """Read `features` (N, C) at points (P, 3) in units of the finest level's voxels.
+
+        mode: as `pcssl.ops.interpolate`, or "voxel": the voxel that holds the point, 0 where it is empty.
+        """
+        if mode == "voxel":
+            cell = torch.floor(points / self.stride)
+            known = cell.clamp(*KEY_RANGE)
+            rows = self.find(torch.cat([batch[:, None], known], 1).int())
+            rows = rows.masked_fill((known != cell).any(1), -1)
+            return F.pad(features, (0, 0, 0, 1))[rows]  # row -1 is the padding
         return current_engine().interpolate(
             features, self.coords, self.sorted_keys, self.order, points / self.stride, batch, mode
         )

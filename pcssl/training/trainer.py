@@ -10,6 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ from pcssl.config import dump_yaml, to_dict
 from pcssl.data.crops import SceneChange
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
+from pcssl.models.checkpoints import load_state, read_weights, write_model
+from pcssl.models.checkpoints.exported import FILE as MODEL_FILE
+from pcssl.models.checkpoints.run import backbone_state
 from pcssl.objectives.base import Objective
 from pcssl.schedules import warmup_cosine
 from pcssl.sparse import use_engine
 from pcssl.sparse.engine import best_engine
 from pcssl.training.bad_scenes import BadScenes
 from pcssl.training.batches import StepBatches, iterate, plan_batches
-from pcssl.training.checkpoint import backbone_state, load_checkpoint, load_state, save_checkpoint
+from pcssl.training.checkpoint import load_checkpoint, save_checkpoint
 from pcssl.training.settings import OptimizerConfig, RunConfig
+from pcssl.version import commit, pcssl_version
 
 MAX_BAD_STEPS = 20
 KEPT_BATCHES = 5
@@ -48,7 +53,7 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
     monitor: called after every `config.monitor_every` epochs with the network to evaluate and the step; the
         numbers it returns are logged. It must leave random state and gradients alone.
 
-    Writes config.yaml, checkpoint.pt and TensorBoard files to config.output. With `resume` a
+    Writes config.yaml, checkpoint.pt, TensorBoard files and at the end model.safetensors to config.output. With `resume` a
     checkpoint that lies there is continued, to the same numbers as an uninterrupted run on
     the CPU. Raises Stopped after Ctrl-C or SIGTERM, when the state is saved, and UserError for
     what the user can mend.
@@ -79,12 +84,17 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
         start = _restore(path, config, objective, optimizer, device)
         if start >= total:
             print(f"{path} is complete ({total} steps)", file=sys.stderr)
+            if not path.with_name(MODEL_FILE).exists():
+                _export(path)
             return path
     output.mkdir(parents=True, exist_ok=True)
+    path.with_name(MODEL_FILE).unlink(missing_ok=True)  # of an earlier run
     (output / "config.yaml").write_text(dump_yaml(config))
 
+    card = _card(config, objective.backbone(), scenes)
+
     def save(done: int) -> None:
-        save_checkpoint(path, _content(config, objective, optimizer, scenes, done, total, device))
+        save_checkpoint(path, _content(config, objective, optimizer, card, done, total, device))
 
     autocast = pick_precision(config.precision, device)
     writer = SummaryWriter(str(output / "tensorboard"), purge_step=start)
@@ -141,7 +151,13 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
     finally:
         progress.close()
         writer.close()
+    _export(path)
     return path
+
+
+def _export(checkpoint: Path) -> None:
+    """The network alone, as a file to use and to give away."""
+    write_model(checkpoint.with_name(MODEL_FILE), read_weights(checkpoint))
 
 
 def _keep_bad_batch(output: Path, step: int, batch: Any, numbers: dict[str, float], norm: float) -> Path:
@@ -218,7 +234,7 @@ def stop_signal() -> Iterator[threading.Event]:
             signal.signal(s, handler)
 
 
-def _content(config: RunConfig, objective: Objective, optimizer, scenes, done: int, total: int, device) -> dict:
+def _content(config: RunConfig, objective: Objective, optimizer, card: dict, done: int, total: int, device) -> dict:
     backbone = objective.backbone()
     prefix = next(name for name, module in objective.named_modules() if module is backbone)
     return {
@@ -232,15 +248,28 @@ def _content(config: RunConfig, objective: Objective, optimizer, scenes, done: i
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         },
-        "card": {
-            "dataset": config.data.dataset.name,
-            "split": config.data.split,
-            "scenes": len(scenes),
-            "scene_names": list(getattr(scenes, "names", ())) or None,
-            "voxel_size": config.data.voxel_size,
-            "inputs": "colour / 127.5 - 1, normal",
-            "torch": str(torch.__version__),
-        },
+        "card": card | {"date": datetime.now(timezone.utc).isoformat(timespec="seconds")},
+    }
+
+
+def _card(config: RunConfig, backbone: nn.Module, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """What a user of the weights should know of their making; plain values."""
+    return {
+        "method": config.objective.name,
+        "dataset": config.data.dataset.name,
+        "split": config.data.split,
+        "scenes": len(scenes),
+        "scene_names": list(getattr(scenes, "names", ())) or None,
+        "init": config.init,
+        "inputs": "colour / 127.5 - 1, normal",
+        "voxel_size": config.data.voxel_size,
+        "channels": list(backbone.channels),
+        "strides": list(backbone.strides),
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "license": "not stated",
+        "version": pcssl_version(),
+        "commit": commit(),
+        "torch": str(torch.__version__),
     }
 
 

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from pcssl.config import component
+from pcssl.models.checkpoints.weights import Weights
 from pcssl.models.hunet import HUNetConfig
 
+NAME = "MSM"
 PREFIX = "module.student."
+
+
+def matches(content: Mapping[str, Any], path: Path) -> bool:
+    return released_state(content) is not None
+
+
+def read(content: Mapping[str, Any], path: Path) -> Weights:
+    """The paper's main model: voxels of 2 cm, read in the `msm` mode."""
+    card = {"weights": "released Masked Scene Modeling"}
+    return Weights(component("model", "hunet"), released_state(content), 0.02, mode="msm", card=card)
 
 
 def released_state(content: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -20,7 +34,7 @@ def released_state(content: Mapping[str, Any]) -> dict[str, Tensor] | None:
     for key in ("state_dict", "model"):
         state = content.get(key)
         if isinstance(state, Mapping):
-            found = {name[len(PREFIX) :]: x for name, x in state.items() if name.startswith(PREFIX)}
+            found = {name[len(PREFIX) :]: x for name, x in state.items() if str(name).startswith(PREFIX)}
             if found:
                 return found
     return None

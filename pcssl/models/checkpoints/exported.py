@@ -1,0 +1,65 @@
+"""A model as one file that describes itself: weights in safetensors, the settings and the card in its header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from safetensors.torch import save_file
+
+from pcssl.atomic import replacing
+from pcssl.config import Range, from_dict, to_dict
+from pcssl.errors import UserError
+from pcssl.models.checkpoints.weights import Weights, model_config, written_by
+from pcssl.sparse.tensor import READING_MODES
+
+FORMAT = "pcssl-model-1"
+FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How the model is used, see `Weights`."""
+
+    voxel_size: Annotated[float, Range(0, low_open=True)]
+    inputs: str
+    mode: Literal[READING_MODES]
+
+
+def write_model(path: Path, weights: Weights) -> None:
+    """Write the file; it appears under its name only when it is whole. UserError if it cannot be written."""
+    section = to_dict(weights)["model"]
+    reading = {"voxel_size": weights.voxel_size, "inputs": weights.inputs, "mode": weights.mode}
+    parts = {"model": section, "reading": reading, "card": weights.card, "config": weights.config}
+    metadata = {"format": FORMAT, **{name: json.dumps(part) for name, part in parts.items()}}
+    # Tensors that share memory would be refused.
+    state = {name: x.detach().cpu().clone().contiguous() for name, x in weights.state.items()}
+    try:
+        with replacing(path) as temporary:
+            save_file(state, temporary, metadata)
+    except OSError as error:
+        raise UserError(f"cannot write model {path}: {error.strerror or error}") from error
+
+
+def matches(content: Mapping[str, Any], path: Path) -> bool:
+    return str(content.get("metadata", {}).get("format", "")).startswith("pcssl-model-")
+
+
+def read(content: Mapping[str, Any], path: Path) -> Weights:
+    """What `write_model` wrote."""
+    metadata = content["metadata"]
+    if metadata["format"] != FORMAT:
+        raise UserError(f"{path} has the format {metadata['format']}, this pcssl reads {FORMAT}; update pcssl")
+    try:
+        section, reading, card, config = (json.loads(metadata[n]) for n in ("model", "reading", "card", "config"))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its header is damaged ({error})") from error
+    try:
+        reading = from_dict(reading, _Reading, str(path))
+    except UserError as error:
+        raise UserError(f"{error}{written_by(card)}") from error
+    model = model_config(section, card, path)
+    return Weights(model, content["state_dict"], reading.voxel_size, reading.inputs, reading.mode, card, config)
