@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("pcssl.commands.compare", "put the scores of two probes side by side"),
     "benchmark": ("pcssl.commands.benchmark", "time the operators beside a matrix product and other engines"),
     "extract": ("pcssl.commands.extract", "write the features of scenes to files"),
+    "visualize": ("pcssl.commands.visualize", "show features, similarities, labels: pictures, a window, a browser"),
     "doctor": ("pcssl.commands.doctor", "say what is installed here, what runs, and how to get more"),
 }
 
