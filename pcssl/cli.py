@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("pcssl.commands.benchmark", "time the operators beside a matrix product and other engines"),
     "extract": ("pcssl.commands.extract", "write the features of scenes to files"),
     "export": ("pcssl.commands.export", "write a model as one file that describes itself, or show its card"),
+    "visualize": ("pcssl.commands.visualize", "show features, similarities, labels: pictures, a window, a browser"),
     "doctor": ("pcssl.commands.doctor", "say what is installed here, what runs, and how to get more"),
 }
 

@@ -54,6 +54,7 @@ def looked_at(**changes):
         "spconv": {"name": "spconv-cu120", "version": "2.3.6"},
         "torch_scatter": {"name": "torch_scatter", "version": "2.1.2"},
         "open3d": None,
+        "viser": None,
     } | changes  # fmt: skip
     return found
 

@@ -21,7 +21,8 @@ from pcssl.errors import in_one_line
 PACKAGES = {
     "spconv": "the spconv engine",
     "torch_scatter": "segment sums of the spconv engine",
-    "open3d": "3D windows, not used yet",
+    "open3d": "windows of `pcssl visualize`",
+    "viser": "browser pages of `pcssl visualize`",
 }
 Found = dict[str, Any]
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from pcssl.errors import UserError
 
 SUPERSAMPLING = 2
 MARGIN = 0.04  # of the picture, free on each side
@@ -37,6 +39,7 @@ def render_points(
     size: tuple[int, int] = (1200, 900),
     normal: np.ndarray | None = None,  # (N, 3)
     point_size: float | None = None,
+    mark: np.ndarray | None = None,  # (3,)
 ) -> Image.Image:
     """A picture of points on white.
 
@@ -45,6 +48,7 @@ def render_points(
     view: "oblique", from above at an angle, or "top", straight down, y up in the picture.
     size: (width, height) in pixels; the points are scaled to fill it.
     point_size: diameter of a point in metres; by default what closes the surfaces.
+    mark: a place that gets a ring, whether it can be seen or not.
     Raises ValueError on shapes that do not match and on NaN or infinite coordinates.
     """
     coord, color, normal = _checked(coord, color, normal)
@@ -53,13 +57,14 @@ def render_points(
     if normal is None:
         normal = _estimate_normals(coord)
     axes = _camera(view, normal)
-    keep = _open_room(coord, normal, axes[2] if view == "oblique" else None)
+    keep = open_room(coord, normal, axes[2] if view == "oblique" else None)
     coord, color, normal = coord[keep], color[keep], normal[keep]
 
     canvas = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
-    xyz = (coord - coord.mean(axis=0)) @ axes.T  # right, down, away
+    middle = coord.mean(axis=0)
+    xyz = (coord - middle) @ axes.T  # right, down, away
     pixel, scale = _fit(xyz[:, :2], canvas)
-    diameter = point_size or 2.6 * _spacing(coord)
+    diameter = point_size or 2.6 * point_spacing(coord)
     index = _splat(pixel, xyz[:, 2], canvas, max(0.5 * diameter * scale, 1.0), diameter)
 
     seen = index >= 0
@@ -67,7 +72,11 @@ def render_points(
     picture = np.full((*index.shape, 3), 255, np.float32)
     light = _lambert(normal, axes)[index[seen]] * _occlusion(depth, scale)[seen]
     picture[seen] = color[index[seen]] * light[:, None]
-    return _shrink(picture)
+    image = _shrink(picture)
+    if mark is not None:
+        across = (np.asarray(mark, np.float64) - middle) @ axes[:2].T - xyz[0, :2]
+        _ring(image, (pixel[0] + across * scale) / SUPERSAMPLING)
+    return image
 
 
 def label_colors(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -117,11 +126,24 @@ def contact_sheet(
 
 def save_png(path: str | Path, image: Image.Image) -> None:
     """Write a PNG under a temporary name and rename it: a reader never sees half a file."""
+    _save(Path(path), image, format="PNG")
+
+
+def save_picture(path: str | Path, image: Image.Image) -> None:
+    """Write a JPEG where the name ends in .jpg, else a PNG, as `save_png` does; UserError if it cannot be written."""
     path = Path(path)
+    options = {"format": "JPEG", "quality": 90} if path.suffix.lower() == ".jpg" else {"format": "PNG", "optimize": True}
+    try:
+        _save(path, image, **options)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+
+
+def _save(path: Path, image: Image.Image, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        image.save(temporary, format="PNG")
+        image.save(temporary, **options)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -162,7 +184,7 @@ def _fit(xy: np.ndarray, canvas: tuple[int, int]) -> tuple[np.ndarray, float]:
 # ---------------------------------------------------------------- opening a room
 
 
-def _open_room(coord: np.ndarray, normal: np.ndarray, away: np.ndarray | None) -> np.ndarray:
+def open_room(coord: np.ndarray, normal: np.ndarray, away: np.ndarray | None = None) -> np.ndarray:
     """Which points to show, (N,) bool: no ceiling, and no walls seen from behind.
 
     away: the direction from the camera into the scene, or None to keep all walls.
@@ -211,7 +233,7 @@ def _estimate_normals(coord: np.ndarray) -> np.ndarray:
     Good enough to light a picture and to know a wall; a cube with too few points gets (0, 0, 1).
     """
     low = coord.min(axis=0)
-    cell = np.floor((coord - low) / max(3 * _spacing(coord), 1e-6)).astype(np.int64)
+    cell = np.floor((coord - low) / max(3 * point_spacing(coord), 1e-6)).astype(np.int64)
     shape = cell.max(axis=0) + 1
     _, cube = np.unique((cell[:, 0] * shape[1] + cell[:, 1]) * shape[2] + cell[:, 2], return_inverse=True)
     count = np.bincount(cube)
@@ -231,7 +253,7 @@ def _estimate_normals(coord: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- drawing
 
 
-def _spacing(coord: np.ndarray) -> float:
+def point_spacing(coord: np.ndarray) -> float:
     """Distance between neighbouring points of the surface in metres, from how many share a cube."""
     low = coord.min(axis=0)
     side = max(float(np.linalg.norm(coord.max(axis=0) - low)), 1e-3) / 200
@@ -326,7 +348,16 @@ def _occlusion(depth: np.ndarray, scale: float) -> np.ndarray:
             with np.errstate(invalid="ignore"):
                 behind = (depth - (pair[0] + pair[1]) / 2) / metres
                 total += np.clip(behind - 0.15, 0, 2)  # not the noise of the points
-    return np.exp(-0.12 * np.nan_to_num(total))
+    return np.exp(-0.08 * np.nan_to_num(total))
+
+
+def _ring(image: Image.Image, at: np.ndarray) -> None:
+    """A white ring with dark rims around a pixel (2,)."""
+    radius = max(5.0, image.height / 60)
+    for grow, width, color in ((0.4, 0.8, "black"), (0.2, 0.4, "white")):
+        reach = radius * (1 + grow)
+        box = (at[0] - reach, at[1] - reach, at[0] + reach, at[1] + reach)
+        ImageDraw.Draw(image).ellipse(box, outline=color, width=max(1, round(radius * width)))
 
 
 def _shrink(picture: np.ndarray) -> Image.Image:
