@@ -2,7 +2,7 @@
 
     import pcssl
     scene = pcssl.read_scene("scan.ply")
-    features = pcssl.load_model("runs/msm_rooms/checkpoint.pt").extract(scene).features  # (N, D)
+    features = pcssl.load_model("runs/msm_rooms").extract(scene).features  # (N, D)
 """
 
 from __future__ import annotations

@@ -199,49 +199,40 @@ def test_a_bound_too_small_for_any_tile_is_said_with_what_it_takes():
         make().extract(hall(), max_memory="50MB")
 
 
-_PROGRAM = """
-import sys, threading, time, torch, numpy as np
-sys.path.insert(0, "tests")
-from test_extraction import attention, hall
-from pcssl.evaluation.extraction import TiledFeatures
-from pcssl.evaluation.memory import Memory
-torch.set_num_threads(1)
-scene = hall(200, 60, 1_000_000)
-model, memory = attention(), Memory(torch.device("cpu"))
-model.extract(hall(n=500))
-base, tiles, most, done = memory.used(), [], 0, False
-encode = type(model.point_features()).encode
-def counted(*given): tiles.append(1); return encode(*given)
-type(model.point_features()).encode = counted
-resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
-def watch():
-    global most
-    while not done: most = max(most, resident()); time.sleep(0.001)
-thread = threading.Thread(target=watch); thread.start()
-rows = 0
-for part, _ in model.parts(scene, max_memory=base + int(sys.argv[1]) * 10**6): rows += len(part)
-done = True; thread.join()
-print(len(tiles), rows, (most - base) / 1e6)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_the_bound_of_memory_holds():
-    """Of the whole process, in a process of its own: 200 MB where the whole scene takes 1 GB, and 2 GB."""
-    peak = {}
-    for bound in (200, 300, 2000):
-        done = subprocess.run([sys.executable, "-c", _PROGRAM, str(bound)], cwd=ROOT, capture_output=True, text=True, env=environment())
-        assert done.returncode == 0, done.stderr
-        tiles, rows, most = map(float, done.stdout.split())
-        peak[bound] = most
-        assert most < bound and rows >= 1_000_000
-        assert (tiles > 6) == (bound < 2000)
-    assert peak[2000] > 600
+def peak_of(*command) -> tuple[float, str]:
+    """Most megabytes that a process of `pcssl` has had in memory, and what it printed."""
+    process = subprocess.Popen([sys.executable, "-m", "pcssl", *map(str, command)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
+    said = process.stdout.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss / 1e3, said
 
 
 def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_the_bound_of_memory_holds(tmp_path, suffix):
+    """Of the whole process, reading and writing included, on a scan that takes 700 MB as a whole."""
+    model = make({**PLAIN, "decoder_channels": [64, 96], "channels": [32, 96]})
+    write_model(tmp_path / "model.safetensors", Weights(model.model, model.backbone.state_dict(), 0.1))
+    write_ply(tmp_path / "few.ply", hall(n=500))
+    write_ply(tmp_path / "hall.ply", hall(100, 40, 400_000))
+    rest = ("--model", tmp_path, "--device", "cpu", "--format", suffix)
+    least, _ = peak_of("extract", tmp_path / "few.ply", *rest, "--out", tmp_path / "few")
+    peak = {}
+    for more in (250, 400, 4000):
+        bound = least + more
+        peak[more], _ = peak_of("extract", tmp_path / "hall.ply", *rest, "--out", tmp_path / str(more), "--max-memory", f"{bound:.0f}MB")
+        assert peak[more] < bound
+        if suffix == "npy":
+            assert np.load(tmp_path / str(more) / "hall.npy", mmap_mode="r").shape == (400_000, 160)
+    print({more: round(value - least) for more, value in peak.items()})
+    assert peak[4000] > least + 500
 
 
 # ---------------------------------------------------------------- as a library

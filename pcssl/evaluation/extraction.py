@@ -15,7 +15,7 @@ from pcssl.evaluation.features import Frame, PointFeatures
 from pcssl.evaluation.memory import Memory
 from pcssl.evaluation.tiles import Columns, Tile
 
-PART_BYTES = 16_000_000  # of features handed out together
+PART_BYTES = 8_000_000  # of features handed out together
 FREE_PART = 0.7  # of the free memory, taken where no limit is given
 SAFETY = 1.25  # for scenes that need more than the patch that was measured
 RESERVE = 64_000_000  # for the allocator's leftovers and the part of a result that is being written
