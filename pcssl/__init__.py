@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pcssl.data import Scene, read_scene
-    from pcssl.evaluation import load_model
+    from pcssl.evaluation import PretrainedModel, load_model
     from pcssl.tokens import Tokens
 
-__all__ = ["Scene", "Tokens", "load_model", "read_scene"]
+__all__ = ["PretrainedModel", "Scene", "Tokens", "load_model", "read_scene"]
 
 _HOME = {
+    "PretrainedModel": "pcssl.evaluation",
     "Scene": "pcssl.data",
     "Tokens": "pcssl.tokens",
     "load_model": "pcssl.evaluation",

@@ -22,14 +22,15 @@ from pcssl.cli import main
 from pcssl.config import component
 from pcssl.data import Scene, write_ply
 from pcssl.errors import UserError
-from pcssl.evaluation import PretrainedModel, pretrained
+from pcssl.evaluation import PretrainedModel, memory, pretrained
 from pcssl.evaluation.extraction import TiledFeatures
 from pcssl.evaluation.features import Frame
 from pcssl.evaluation.memory import Memory, parse_bytes
 from pcssl.evaluation.tiles import Axis, Columns
-from pcssl.models.checkpoints import Weights, write_model
+from pcssl.models.checkpoints import Weights, state, write_model
 
 ROOT = Path(__file__).parents[1]
+measured = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is measured in /proc")
 PLAIN = {"channels": [8, 16], "decoder_channels": [8, 16], "blocks": [1, 1], "decoder_blocks": [1, 1],
          "attention": [0, 0], "decoder_attention": [0, 0], "heads": [1, 1], "decoder_heads": [1, 1]}  # fmt: skip
 # Voxels that a feature of PLAIN depends on: two convolutions of +-1 twice on each level, of 1 and 2 voxels,
@@ -189,11 +190,13 @@ def test_amounts_of_memory():
             parse_bytes(text)
 
 
+@measured
 def test_the_peak_of_a_function_is_seen():
     _, peak = Memory(torch.device("cpu")).peak(lambda: [torch.ones(5_000_000) for _ in range(3)] and None)
     assert 50e6 < peak < 90e6
 
 
+@measured
 def test_a_bound_too_small_for_any_tile_is_said_with_what_it_takes():
     with pytest.raises(UserError, match=r"hall: 50 MB of memory is too little.* are in use before, it takes .*[MG]B"):
         make().extract(hall(), max_memory="50MB")
@@ -213,8 +216,8 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+@measured
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 def test_the_bound_of_memory_holds(tmp_path, suffix):
     """Of the whole process, reading and writing included, on a scan that takes 700 MB as a whole."""
@@ -231,8 +234,14 @@ def test_the_bound_of_memory_holds(tmp_path, suffix):
         assert peak[more] < bound
         if suffix == "npy":
             assert np.load(tmp_path / str(more) / "hall.npy", mmap_mode="r").shape == (400_000, 160)
-    print({more: round(value - least) for more, value in peak.items()})
     assert peak[4000] > least + 500
+
+
+def test_where_memory_cannot_be_measured_scenes_are_taken_whole_and_a_bound_is_refused(monkeypatch):
+    monkeypatch.setattr("pcssl.evaluation.memory._STATM", Path("/nowhere"))
+    assert make().extract(hall(n=500)).features.shape == (500, 24)
+    with pytest.raises(UserError, match="a limit of memory needs Linux or a CUDA GPU"):
+        make().extract(hall(n=500), max_memory="4GB")
 
 
 # ---------------------------------------------------------------- as a library
@@ -281,10 +290,10 @@ def test_bad_arrays_are_refused():
             model.extract(**given)
 
 
-def test_the_examples_in_the_documentation_run():
-    for module in (pretrained,):
-        failed, tried = doctest.testmod(module)
-        assert tried and not failed
+@pytest.mark.parametrize("module", [pretrained, memory, state])
+def test_the_examples_in_docstrings_run(module):
+    failed, tried = doctest.testmod(module)
+    assert tried and not failed
 
 
 def test_the_package_is_typed():
@@ -381,6 +390,7 @@ def test_an_extraction_that_is_stopped_goes_on(model_file, scans, tmp_path, monk
     assert next(count) == 4 and len(json.loads((out / "index.json").read_text())["done"]) == 3
 
 
+@measured
 def test_bad_options_of_extraction_get_one_line(model_file, scans, tmp_path, capsys):
     one = scans / "room0.ply"
     for arguments, message in (

@@ -59,7 +59,7 @@ class TiledFeatures:
                 done += len(rows)
                 if progress:
                     progress(done / total)
-            self.memory.used()  # what this tile has left free is not to be lacking for the next
+            self.memory.give_back()  # what this tile leaves is not to be lacking for the next
 
     def _tile(self, scene: Scene, frame: Frame, tile: Tile) -> Iterator[tuple[Tensor, Tensor]]:
         part = scene[tile.rows]
