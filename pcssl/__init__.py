@@ -2,7 +2,7 @@
 
     import pcssl
     scene = pcssl.read_scene("scan.ply")
-    features = pcssl.load_model("runs/msm_rooms/checkpoint.pt").extract(scene).features  # (N, D)
+    features = pcssl.load_model("runs/msm_rooms").extract(scene).features  # (N, D)
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pcssl.data import Scene, read_scene
-    from pcssl.evaluation import load_model
+    from pcssl.evaluation import PretrainedModel, load_model
     from pcssl.tokens import Tokens
 
-__all__ = ["Scene", "Tokens", "load_model", "read_scene"]
+__all__ = ["PretrainedModel", "Scene", "Tokens", "load_model", "read_scene"]
 
 _HOME = {
+    "PretrainedModel": "pcssl.evaluation",
     "Scene": "pcssl.data",
     "Tokens": "pcssl.tokens",
     "load_model": "pcssl.evaluation",

@@ -59,6 +59,7 @@ def test_training_writes_a_model_that_gives_the_same_features(run):
     assert card["scene_names"] == Rooms.names and card["channels"] == [8, 16] and card["strides"] == [1, 2]
     assert card["license"] == "not stated" and card["date"].startswith("20") and card["version"] and "normal" in card["inputs"]
     assert read_weights(run).config == load_checkpoint(run / "checkpoint.pt")["config"]
+    assert (run / "model.safetensors").stat().st_mode == (run / "config.yaml").stat().st_mode
     assert (run / "model.safetensors").stat().st_size < (run / "checkpoint.pt").stat().st_size / 2
 
 
@@ -103,11 +104,10 @@ def test_a_failed_write_leaves_the_model_that_was_there(run, tmp_path, monkeypat
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"earlier")
 
-    def full(state, target, metadata):
-        Path(target).write_bytes(b"half")
+    def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pcssl.models.checkpoints.exported.save_file", full)
+    monkeypatch.setattr("pcssl.atomic.os.fsync", full)
     with pytest.raises(UserError, match="cannot write model.*No space left"):
         write_model(path, read_weights(run))
     assert path.read_bytes() == b"earlier" and list(tmp_path.iterdir()) == [path]

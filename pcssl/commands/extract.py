@@ -223,7 +223,8 @@ class Progress:
 
     def __init__(self, title: str):
         self.title, self.live = title, sys.stderr.isatty()
-        self.begin = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.first: tuple[float, float] | None = None  # when the first part was done, and how large it was
         self.shown = False
 
     def __enter__(self) -> Progress:
@@ -231,10 +232,12 @@ class Progress:
 
     def __call__(self, done: float) -> None:
         now = time.monotonic()
-        if now - self.last < (1 if self.live and self.shown else 10 if self.shown else 3) or done >= 1:
+        self.first = self.first or (now, done)
+        wait = 3 if not self.shown else 1 if self.live else 10
+        if now - self.last < wait or done >= 1 or done == self.first[1]:
             return
         self.last, self.shown = now, True
-        left = round((now - self.begin) / done * (1 - done))
+        left = round((now - self.first[0]) / (done - self.first[1]) * (1 - done))
         line = f"{self.title}: {100 * done:.0f} %, {left // 60}:{left % 60:02d} left"
         print(f"\r\x1b[K{line}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
 

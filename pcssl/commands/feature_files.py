@@ -22,7 +22,7 @@ from pcssl.errors import UserError
 from pcssl.visualization import PCAColors
 
 SUFFIXES = (".npz", ".npy", ".ply")
-_ROWS = 4_000_000  # bytes of features looked at together, in rows of any width
+_PIECE = 8_000_000  # bytes of a file looked at together
 
 
 class FeatureFile:
@@ -35,12 +35,14 @@ class FeatureFile:
 
     def add(self, rows: Tensor, values: Tensor) -> None:
         """Add values (n, D) to these rows, which are ascending."""
-        array = np.load(self.path, mmap_mode="r+")
-        array[rows.numpy()] += values.numpy().astype(array.dtype)
+        size = max(1, _PIECE // max(4 * self.shape[1], 4096))  # a page of the disk is the least that is mapped
+        for at, added in zip(rows.split(size), values.split(size)):
+            array = np.load(self.path, mmap_mode="r+")
+            array[at.numpy()] += added.numpy().astype(array.dtype, copy=False)
 
     def parts(self) -> Iterator[Tensor]:
         """All rows in order, float32."""
-        size = max(1, _ROWS // self.shape[1])
+        size = max(1, _PIECE // (4 * self.shape[1]))
         for start in range(0, self.shape[0], size):
             yield torch.from_numpy(np.load(self.path, mmap_mode="r")[start : start + size].astype(np.float32))
 

@@ -15,7 +15,7 @@ from pcssl.evaluation.features import Frame, PointFeatures
 from pcssl.evaluation.memory import Memory
 from pcssl.evaluation.tiles import Columns, Tile
 
-PART_BYTES = 16_000_000  # of features handed out together
+PART_BYTES = 8_000_000  # of features handed out together
 FREE_PART = 0.7  # of the free memory, taken where no limit is given
 SAFETY = 1.25  # for scenes that need more than the patch that was measured
 RESERVE = 64_000_000  # for the allocator's leftovers and the part of a result that is being written
@@ -59,7 +59,7 @@ class TiledFeatures:
                 done += len(rows)
                 if progress:
                     progress(done / total)
-            self.memory.used()  # what this tile has left free is not to be lacking for the next
+            self.memory.give_back()  # what this tile leaves is not to be lacking for the next
 
     def _tile(self, scene: Scene, frame: Frame, tile: Tile) -> Iterator[tuple[Tensor, Tensor]]:
         part = scene[tile.rows]

@@ -20,7 +20,11 @@ _UNITS = {"": 1, "B": 1, **{f"{p}{u}": k**i for i, p in enumerate("KMGT", 1) for
 
 
 def parse_bytes(text: str | float) -> int:
-    """Bytes from a number or from text such as 4GB, 500MB, 1.5GiB; UserError for anything else."""
+    """Bytes from a number or from text; UserError for anything else.
+
+    >>> parse_bytes("4GB"), parse_bytes("1.5GiB"), parse_bytes(500)
+    (4000000000, 1610612736, 500)
+    """
     found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([a-zA-Z]*)\s*", str(text))
     if not found or found[2].upper() not in _UNITS:
         raise UserError(f"{text!r} is not an amount of memory; write it like 4GB or 500MB")
@@ -36,10 +40,15 @@ class Memory:
 
     def used(self) -> int:
         """Bytes in use, after giving back to the system what is free."""
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device)
-        _give_back()
-        return _resident()
+        self.give_back()
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _resident()
+
+    def give_back(self) -> None:
+        """Return free memory to the system: glibc keeps what smaller tensors took."""
+        if self.known and self.device.type == "cpu":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if trim is not None:
+                trim(0)
 
     def free(self) -> int:
         """Bytes that can still be had."""
@@ -83,13 +92,6 @@ class _Watch:
 
 def _resident() -> int:
     return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _give_back() -> None:
-    """Return free memory to the system: glibc keeps what smaller tensors took."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _available() -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pcssl.atomic import replacing
 from pcssl.config import Range, from_dict, to_dict
@@ -39,7 +39,7 @@ def write_model(path: Path, weights: Weights) -> None:
     state = {name: x.detach().cpu().clone().contiguous() for name, x in weights.state.items()}
     try:
         with replacing(path) as temporary:
-            save_file(state, temporary, metadata)
+            temporary.write_bytes(save(state, metadata))  # save_file would make a file that others may not read
     except OSError as error:
         raise UserError(f"cannot write model {path}: {error.strerror or error}") from error
 

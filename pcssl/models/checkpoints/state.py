@@ -26,7 +26,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def grouped(names: Iterable[str]) -> str:
-    """Dotted names in a shell's short form, none left out: up.{0,1}.{weight,bias}."""
+    """Dotted names in a shell's short form, none left out.
+
+    >>> grouped(["up.0.weight", "up.1.weight", "up.0.bias", "up.1.bias", "norm.scale"])
+    'norm.scale, up.{0,1}.{bias,weight}'
+    """
     # Parts are merged from the last to the first wherever all the other parts agree, so that the
     # form stands for the names and for no others.
     groups = {tuple((part,) for part in name.split(".")) for name in names}
