@@ -54,7 +54,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Pretrain
     """
     content = read_torch_file(path)
     if content.get("format") == FORMAT:
-        model = _model_config(content["config"]["model"], str(path))
+        if content["config"].get("kind") == "images":
+            raise UserError(f"{path} was trained on images, not on scenes; pcssl.evaluation.load_image_model reads it")
+        model = model_config(content["config"]["model"], str(path))
         state = backbone_state(content)
         card = {**content["card"], "step": content["step"], "total_steps": content["total_steps"]}
         voxel_size, mode = content["config"]["data"]["voxel_size"], "exact"
@@ -71,7 +73,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Pretrain
     return PretrainedModel(backbone.to(device).eval(), model, float(voxel_size), card, mode)
 
 
-def _model_config(section: dict[str, Any], source: str) -> ComponentConfig:
+def model_config(section: dict[str, Any], source: str) -> ComponentConfig:
+    """The `model` section of a checkpoint as a config; UserError if this version cannot build it."""
     options = {k: v for k, v in section.items() if k != "name"}
     try:
         return component("model", section["name"], **options)
