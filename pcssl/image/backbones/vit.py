@@ -103,7 +103,7 @@ class ViT(nn.Module):
         self.channels, self.strides = (config.dim,), (config.patch,)
         self.patch_embed = nn.Linear(config.in_channels * config.patch**2, config.dim)
         self.cls_token = nn.Parameter(torch.empty(config.dim)) if config.cls_token else None
-        drops = torch.linspace(0, config.drop_path, config.depth).tolist()
+        drops = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.mlp_ratio, drop) for drop in drops)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6) if config.final_norm else nn.Identity()
         self.apply(initialise)
