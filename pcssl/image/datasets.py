@@ -44,11 +44,10 @@ class ImageSource:
 
 
 class TensorImages(Sequence):
-    """Images of one size in memory. pixels: (N, C, H, W). labels: (N,) int64."""
+    """Images of one size in memory. pixels: (N, C, H, W). labels: (N,) int64. names: the same image always has the same."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, name: str):
-        self.pixels, self.labels = pixels, labels
-        self.names = [f"{name}/{i}" for i in range(len(pixels))]
+    def __init__(self, pixels: Tensor, labels: Tensor, names: list[str]):
+        self.pixels, self.labels, self.names = pixels, labels, names
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -103,7 +102,9 @@ def digits_(config: DigitsConfig) -> ImageSource:
     pixels, labels = digits()
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(pixels)))
     rows = {"train": order[config.val :], "val": order[: config.val]}
-    splits = {name: partial(TensorImages, pixels[at], labels[at], f"digits/{name}") for name, at in rows.items()}
+    splits = {
+        name: partial(TensorImages, pixels[at], labels[at], [f"digit {i}" for i in at.tolist()]) for name, at in rows.items()
+    }
     return ImageSource("digits", splits, tuple("0123456789"))
 
 
@@ -137,7 +138,8 @@ def _cut(config: PatchesConfig, split: str) -> TensorImages:
             raise UserError(f"patches of {config.size} px do not fit photo {name!r} shrunk {config.shrink} times; lower size or shrink")
         for y, x in rng.integers(room + 1, size=(count, 2)).tolist():
             cut.append(part[:, y : y + config.size, x : x + config.size])
-    return TensorImages(torch.stack(cut), torch.arange(len(PHOTOS)).repeat_interleave(count), f"patches/{split}")
+    names = [f"{photo} {split} {i}" for photo in PHOTOS for i in range(count)]
+    return TensorImages(torch.stack(cut), torch.arange(len(PHOTOS)).repeat_interleave(count), names)
 
 
 def _part(pixels: Tensor, split: str, shrink: int) -> Tensor:
