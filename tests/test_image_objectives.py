@@ -402,7 +402,7 @@ def test_every_config_of_images_loads_and_names_a_registered_method():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, gain", [("dino", 0.25), ("mocov3", 0.18), ("mae", 0.12)])
+@pytest.mark.parametrize("name, gain", [("dino", 0.2), ("mocov3", 0.18), ("mae", 0.12)])
 def test_features_of_digits_beat_random_weights(name, gain, tmp_path):
     trained, random = knn(train(name, tmp_path, "log_every=100"))
     assert trained >= random + gain

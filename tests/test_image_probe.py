@@ -123,7 +123,7 @@ def test_the_probe_command_writes_results(run, tmp_path, capsys):
     assert main(["compare", str(tmp_path / "results.json"), str(tmp_path / "results.json")]) == 0
     assert "+0.0" in capsys.readouterr().out
     assert main(["probe", "--checkpoint", str(run), "--data", str(file), "--out", str(tmp_path), "dataset.val=1700"]) == 0
-    assert "trained on 31 of the 1700 scenes" in capsys.readouterr().err
+    assert "trained on 31 of the 1700 images" in capsys.readouterr().err
 
 
 def test_scene_and_image_checkpoints_are_told_apart(run, tmp_path, capsys):

@@ -69,7 +69,7 @@ def test_shrinking_averages_pixels():
     kind = ViewConfig(size=5, scale=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0)
     image = torch.rand(1, 40, 40, generator=rng())
     view = make_views([image], draw([kind], rng())[None], [kind])[0][0]
-    torch.testing.assert_close(view, 2 * F.avg_pool2d(image, 8) - 1, atol=1e-5, rtol=0)
+    torch.testing.assert_close(view, 2 * F.avg_pool2d(image[None], 8) - 1, atol=1e-5, rtol=0)
 
 
 def test_crops_have_the_area_and_shape_asked_for():

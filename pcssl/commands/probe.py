@@ -149,7 +149,7 @@ def probe_images_and_report(
         raise UserError("the checkpoint was trained on images; name a dataset of images")
     begin = time.monotonic()
     model = load_image_model(checkpoint, pick_device(device))
-    warnings = leakage(model.card, data.images(config.val_split), config.val_split)
+    warnings = leakage(model.card, data.images(config.val_split), config.val_split, "image")
     for warning in warnings:
         print(f"probe: warning: {warning}", file=sys.stderr)
     found = probe_images(model, data, config) | {
@@ -178,18 +178,18 @@ def group_scores(results: dict[str, Any], groups: dict[str, tuple[int, ...]]) ->
     }
 
 
-def leakage(card: dict[str, Any], scored: Sequence[Any], split: str) -> list[str]:
+def leakage(card: dict[str, Any], scored: Sequence[Any], split: str, item: str = "scene") -> list[str]:
     """Warnings when the checkpoint has seen scenes that it is now scored on, or does not say what it has seen."""
     seen = card.get("scene_names")
     if seen is None:
-        return ["the checkpoint does not name the scenes it was trained on, so leakage cannot be ruled out"]
+        return [f"the checkpoint does not name the {item}s it was trained on, so leakage cannot be ruled out"]
     names = getattr(scored, "names", None) or [scene.name for scene in scored]
     both = sorted(set(seen) & set(names))
     if not both:
         return []
     return [
-        f"the checkpoint was trained on {len(both)} of the {len(names)} scenes of {split!r} that it is scored on "
-        f"({', '.join(both[:3])}{', ...' if len(both) > 3 else ''}): the scores are not of unseen scenes"
+        f"the checkpoint was trained on {len(both)} of the {len(names)} {item}s of {split!r} that it is scored on "
+        f"({', '.join(both[:3])}{', ...' if len(both) > 3 else ''}): the scores are not of unseen {item}s"
     ]
 
 
