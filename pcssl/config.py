@@ -15,6 +15,9 @@ depth: 4}`) whose name changes starts from scratch: the options of the other nam
 another schema. `imports: [my_module]` lists modules to import first, for components of your
 own; a schema that has the field `imports` keeps them, so that a saved config can be loaded again.
 
+A schema may be a union of dataclasses (`TrainConfig | ImageTrainConfig`), which their field `kind` tells apart:
+each has one of its own, `kind: Literal["images"] = "images"`, and the first is taken where a file has none.
+
 Annotations: bool, int, float, str, Path, Any, Literal, X | Y, X | None, list[X], tuple[X, ...],
 tuple[X, Y], dict[str, X], dataclasses, Annotated with `Range` or `Component`.
 
@@ -287,6 +290,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _load(layers: list[_Node], schema: type[Schema]) -> Schema:
+    schema = _one_schema(layers, schema)
     imports = [layer.value["imports"] for layer in layers if "imports" in layer.value]
     if imports:
         _import_modules(imports[-1])  # first: the schema of a component comes from its module
@@ -296,6 +300,18 @@ def _load(layers: list[_Node], schema: type[Schema]) -> Schema:
     if "imports" not in _hints(schema):
         merged.value.pop("imports", None)
     return _build_dataclass(schema, merged, "")
+
+
+def _one_schema(layers: list[_Node], schema: Any) -> type:
+    """The member of a union whose `kind` the files name."""
+    members = _members(schema)
+    kind = next((layer.value["kind"] for layer in reversed(layers) if "kind" in layer.value), None)
+    if len(members) == 1 or kind is None:
+        return members[0]
+    kinds = {f.default: member for member in members for f in fields(member) if f.name == "kind"}
+    if kind.value not in list(kinds):
+        raise _wrong(Literal[tuple(kinds)], kind, "kind")
+    return kinds[kind.value]
 
 
 def _import_modules(node: _Node) -> None:

@@ -12,15 +12,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from pcssl.config import Component, load_config
 from pcssl.data.datasets import SceneSource
-from pcssl.evaluation import PretrainedModel, ProbeConfig, load_model, probe
+from pcssl.errors import UserError
+from pcssl.evaluation import (
+    ImageProbeConfig,
+    PretrainedModel,
+    ProbeConfig,
+    load_image_model,
+    load_model,
+    probe,
+    probe_images,
+)
 from pcssl.evaluation.ceilings import budget
 from pcssl.evaluation.report import instance_table, markdown, ratios, table
+from pcssl.image.datasets import ImageSource
 from pcssl.sparse import current_engine, use_engine
 from pcssl.training.trainer import pick_device
 from pcssl.version import commit, pcssl_version
@@ -32,6 +42,7 @@ frozen features, beside random weights and input features, under one declared pr
 
   python tools/probe.py --checkpoint runs/msm_rooms/checkpoint.pt --data configs/data/rooms.yaml
   python tools/probe.py --checkpoint X --data Y --heads linear,nn,few,clusters --levels
+  python tools/probe.py --checkpoint runs/image/dino/checkpoint.pt --data configs/image/data/digits.yaml
 
 Writes results.json, report.md and pictures to --out. Features are kept in --cache, so that another
 head on the same checkpoint does not run the network again.
@@ -45,6 +56,15 @@ class ProbeJob:
     dataset: Annotated[Any, Component("dataset")]
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     imports: tuple[str, ...] = ()
+    kind: Literal["scenes"] = "scenes"
+
+
+@dataclass(frozen=True)
+class ImageProbeJob(ProbeJob):
+    """The same for images."""
+
+    probe: ImageProbeConfig = field(default_factory=ImageProbeConfig)
+    kind: Literal["images"] = "images"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override those of --data")
     parser.add_argument("--checkpoint", required=True, help="of `pcssl train`, or released MSM weights")
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset and protocol, for example configs/data/rooms.yaml")
-    parser.add_argument("--heads", metavar="A,B", help="linear, nn, few, clusters, instances, supervised, finetune (default: those of --data)")
+    parser.add_argument("--heads", metavar="A,B", help="linear, nn, few, clusters, instances, supervised, finetune; of images ridge, nn, few (default: those of --data)")
     parser.add_argument("--levels", action="store_true", help="also every level alone, and all without it")
     parser.add_argument("--out", type=Path, help="folder for the results (default: the checkpoint's)")
     parser.add_argument("--cache", type=Path, help="folder for features (default: features/ in --out)")
@@ -67,10 +87,14 @@ def run(args: argparse.Namespace) -> int:
     """Load, probe, write."""
     heads = [f"probe.heads=[{args.heads}]"] if args.heads else []
     levels = ["probe.levels=true"] if args.levels else []
-    job = load_config(args.data, ProbeJob, [*args.overrides, *heads, *levels])
-    # The checkpoint is opened first: a wrong path should not cost the making of a dataset.
-    load_model(args.checkpoint)
+    job = load_config(args.data, ProbeJob | ImageProbeJob, [*args.overrides, *heads, *levels])
     out = args.out or Path(args.checkpoint).parent
+    # The checkpoint is opened first: a wrong path should not cost the making of a dataset.
+    if isinstance(job, ImageProbeJob):
+        load_image_model(args.checkpoint)
+        probe_images_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device)
+        return 0
+    load_model(args.checkpoint)
     with use_engine(args.engine):
         probe_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device, args.pictures, args.cache)
     return 0
@@ -117,6 +141,27 @@ def probe_and_report(
         print(f"picture      {path}")
 
 
+def probe_images_and_report(
+    checkpoint: str | Path, data: ImageSource, config: ImageProbeConfig, out: Path, device: str
+) -> None:
+    """Probe a checkpoint on images, write results.json to `out`, print the table."""
+    if not isinstance(data, ImageSource):
+        raise UserError("the checkpoint was trained on images; name a dataset of images")
+    begin = time.monotonic()
+    model = load_image_model(checkpoint, pick_device(device))
+    warnings = leakage(model.card, data.images(config.val_split), config.val_split, "image")
+    for warning in warnings:
+        print(f"probe: warning: {warning}", file=sys.stderr)
+    found = probe_images(model, data, config) | {
+        "warnings": warnings,
+        "checkpoint": {"path": str(checkpoint), **{k: v for k, v in model.card.items() if k != "scene_names"}},
+        "machine": describe_machine() | {"seconds": round(time.monotonic() - begin, 1)},
+    }
+    write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
+    heads = list(next(iter(found["results"].values())))
+    print(f"{table(found['results'], heads)}\n\nresults      {out / 'results.json'}")
+
+
 def group_scores(results: dict[str, Any], groups: dict[str, tuple[int, ...]]) -> dict[str, dict[str, dict[str, float]]]:
     """group -> source -> head -> mean IoU of its classes, without those that the split does not have."""
 
@@ -133,18 +178,18 @@ def group_scores(results: dict[str, Any], groups: dict[str, tuple[int, ...]]) ->
     }
 
 
-def leakage(card: dict[str, Any], scored: Sequence[Any], split: str) -> list[str]:
+def leakage(card: dict[str, Any], scored: Sequence[Any], split: str, item: str = "scene") -> list[str]:
     """Warnings when the checkpoint has seen scenes that it is now scored on, or does not say what it has seen."""
     seen = card.get("scene_names")
     if seen is None:
-        return ["the checkpoint does not name the scenes it was trained on, so leakage cannot be ruled out"]
+        return [f"the checkpoint does not name the {item}s it was trained on, so leakage cannot be ruled out"]
     names = getattr(scored, "names", None) or [scene.name for scene in scored]
     both = sorted(set(seen) & set(names))
     if not both:
         return []
     return [
-        f"the checkpoint was trained on {len(both)} of the {len(names)} scenes of {split!r} that it is scored on "
-        f"({', '.join(both[:3])}{', ...' if len(both) > 3 else ''}): the scores are not of unseen scenes"
+        f"the checkpoint was trained on {len(both)} of the {len(names)} {item}s of {split!r} that it is scored on "
+        f"({', '.join(both[:3])}{', ...' if len(both) > 3 else ''}): the scores are not of unseen {item}s"
     ]
 
 

@@ -1,9 +1,13 @@
-"""Which voxels a student does not see."""
+"""Which voxels or patches a student does not see: masks over (index, batch) in any dimension."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+BOXES = 100  # tried at most; rows that none of them reached are hidden at random
 
 
 def block_mask(index: Tensor, batch: Tensor, cell: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
@@ -60,3 +64,58 @@ def crop_around(coord: Tensor, centre: Tensor, count: int) -> Tensor:
     ties = torch.nonzero(away == limit)[:, 0]
     keep[ties[: count - int(keep.sum())]] = True
     return keep
+
+
+def random_boxes(
+    index: Tensor, batch: Tensor, share: tuple[float, float], aspect: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """What lies in one random box of every scene.
+
+    index: (N, d) integer grid coordinates. batch: (N,) integer scene. share: range of the box's volume, as a part of
+    that of the scene's bounding box. aspect: at most this between two sides, beside the bounding box's own.
+    Every place where the box fits is equally likely. Returns (N,) bool.
+    """
+    if not (0 < share[0] <= share[1] <= 1 and aspect >= 1):
+        raise ValueError(f"share must be a range within 0..1 and aspect at least 1, got {share} and {aspect}")
+    scene, row = torch.unique(batch, return_inverse=True)
+    size, rows = (len(scene), index.shape[1]), row[:, None].expand_as(index)
+    low = index.new_zeros(size).scatter_reduce(0, rows, index, "amin", include_self=False)
+    extent = index.new_zeros(size).scatter_reduce(0, rows, index, "amax", include_self=False) - low + 1
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=index.device)
+
+    stretch = (uniform(*size) - 0.5) * math.log(aspect)
+    stretch = torch.exp(stretch - stretch.mean(1, keepdim=True))
+    volume = torch.lerp(*torch.tensor(share, device=index.device)[:, None, None], uniform(len(scene), 1))
+    side = (extent * volume ** (1 / size[1]) * stretch).round().long().clamp(min=1).minimum(extent)
+    corner = low + (uniform(*size) * (extent - side + 1)).long().minimum(extent - side)
+    return ((index >= corner[row]) & (index < (corner + side)[row])).all(1)
+
+
+def boxes_mask(
+    index: Tensor, batch: Tensor, ratio: float, share: tuple[float, float] = (0.08, 0.25), aspect: float = 3.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Hide round(ratio n) of the n rows of every scene, in random boxes; the last box is thinned out to that number.
+
+    Arguments as for `random_boxes`. Returns (N,) bool.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must be within 0..1, got {ratio}")
+    _, row, counts = torch.unique(batch, return_inverse=True, return_counts=True)
+    wanted = (counts * ratio).round().long()
+    turn = torch.full((len(index),), float(BOXES), device=index.device)  # the box that hides a row
+    for number in range(BOXES):
+        inside = random_boxes(index, batch, share, aspect, generator)
+        turn = torch.where(inside, turn.clamp(max=number), turn)
+        covered = torch.bincount(row[turn < BOXES], minlength=len(counts))
+        if bool((covered >= wanted).all()):
+            break
+    # Sorted by scene, turn and chance, the first rows of a scene are hidden.
+    order = torch.argsort(turn + torch.rand(len(turn), generator=generator, device=index.device))
+    order = order[torch.argsort(row[order], stable=True)]
+    rank = torch.arange(len(order), device=index.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    hidden = torch.empty(len(index), dtype=torch.bool, device=index.device)
+    hidden[order] = rank < wanted[row[order]]
+    return hidden

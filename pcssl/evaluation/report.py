@@ -8,23 +8,36 @@ from typing import Any
 PROTOCOL = {
     "version": "version of the protocol", "train_split": "training split", "val_split": "scored split", "train_points": "sampled points a training scene",
     "val_points": "points a scene that nearest neighbours are scored on", "database": "size of the nearest-neighbour database",
-    "epochs": "epochs of the linear probe",
+    "epochs": "epochs of the linear probe", "size": "size of the images",
 }  # fmt: skip
 
 
+# What a score holds first, and its name: segmentation of points, classification of images.
+MEASURES = {"miou": "mIoU, %", "accuracy": "accuracy, %"}
+
+
+def _measure(score: dict[str, Any]) -> str:
+    return next(key for key in MEASURES if key in score)
+
+
+def _title(results: dict[str, Any]) -> str:
+    return MEASURES[_measure(next(iter(next(iter(results.values())).values())))]
+
+
 def table(results: dict[str, Any], heads: list[str] | None = None) -> str:
-    """mIoU in percent, a row a source, mean and standard deviation over seeds."""
+    """mIoU or accuracy in percent, a row a source, mean and standard deviation over seeds."""
     heads = heads or [head for head in next(iter(results.values())) if "/" not in head]
     width = max(len(source) for source in results) + 2
-    lines = [f"{'mIoU, %':{width}}" + "".join(f"{head:>16}" for head in heads)]
+    lines = [f"{_title(results):{width}}" + "".join(f"{head:>16}" for head in heads)]
     for source, scores in results.items():
         lines.append(f"{source:{width}}" + "".join(f"{_cell(scores.get(head)):>16}" for head in heads))
     return "\n".join(lines)
 
 
-def _cell(score: dict[str, Any] | None, key: str = "miou") -> str:
+def _cell(score: dict[str, Any] | None, key: str | None = None) -> str:
     if score is None:
         return "-"
+    key = key or _measure(score)
     return f"{100 * score[key]['mean']:.1f} +- {100 * score[key]['std']:.1f}"
 
 
@@ -122,11 +135,12 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 def compared(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str]) -> str:
     """Every score that both have, and by how much the second is above the first."""
     width = max(24, *(len(f"{s}, {h}") + 2 for s, scores in a["results"].items() for h in scores))
-    lines = [f"{'mIoU, %':{width}}{names[0]:>18}{names[1]:>18}{'difference':>14}"]
+    lines = [f"{_title(a['results']):{width}}{names[0]:>18}{names[1]:>18}{'difference':>14}"]
     for source, scores in a["results"].items():
         for head, score in scores.items():
             other = b["results"].get(source, {}).get(head)
             if other is not None:
-                gap = 100 * (other["miou"]["mean"] - score["miou"]["mean"])
+                key = _measure(score)
+                gap = 100 * (other[key]["mean"] - score[key]["mean"])
                 lines.append(f"{f'{source}, {head}':{width}}{_cell(score):>18}{_cell(other):>18}{gap:>+14.1f}")
     return "\n".join(lines)

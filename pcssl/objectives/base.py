@@ -1,4 +1,4 @@
-"""What the trainer knows of a method."""
+"""What the trainer knows of a method, in 3D and 2D alike."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from pcssl.data.scene import Scene
-
 
 class Objective(nn.Module, ABC):
-    """A pre-training method: how scenes become samples, what the loss is, what learns how.
+    """A pre-training method: how scenes or images become samples, what the loss is, what learns how.
 
     A method is a subclass registered with `@register("objective", name, config=...)`, built as
     `factory(config, backbone, data, total_steps)`: the backbone to train, the run's
-    `DataConfig` (voxel size, augmentation) and the number of steps of the whole run.
+    `data:` section (voxel size and augmentation, or channels) and the number of steps of the whole run.
     """
+
+    counted: str = "voxels"
+    """What the log counts by the second: a batch says how many it has as `num_<counted>`."""
 
     watched: bool = False
     """Set by the trainer on the steps whose numbers it logs: `forward` may add health metrics then."""
 
     @abstractmethod
-    def sampler(self) -> Callable[[Scene, torch.Generator], Any]:
-        """A picklable function that makes a training sample from a scene, on the CPU.
+    def sampler(self) -> Callable[[Any, torch.Generator], Any]:
+        """A picklable function that makes a training sample from a scene or an image, on the CPU.
 
         It runs in loader workers; all randomness comes from the generator. It raises
-        ValueError for a scene it cannot use.
+        ValueError for one it cannot use.
         """
 
     @abstractmethod
     def collate(self, samples: list[Any]) -> Any:
-        """Samples to a batch with `.to(device)` and `.num_voxels`."""
+        """Samples to a batch with `.to(device)` and `.num_<counted>`."""
 
     @abstractmethod
     def forward(self, batch: Any, step: int) -> dict[str, torch.Tensor]:

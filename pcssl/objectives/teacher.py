@@ -9,16 +9,25 @@ from torch import nn
 
 
 class Teacher(nn.Module):
-    """An exponential moving average of a network; never trained, always in eval mode."""
+    """An exponential moving average of a network; never trained, always in eval mode.
 
-    def __init__(self, student: nn.Module):
+    batch_statistics: its BatchNorms use the batch in hand all the same, as MoCo v3 and BYOL do; the student's
+    running statistics lag behind weights that move as fast as at the start of a run.
+    """
+
+    def __init__(self, student: nn.Module, batch_statistics: bool = False):
         super().__init__()
+        self.batch_statistics = batch_statistics
         self.network = copy.deepcopy(student)
         self.network.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
-        return super().train(False)
+        super().train(False)
+        for module in self.modules() if self.batch_statistics else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training = True
+        return self
 
     @torch.no_grad()
     def forward(self, *inputs):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pcssl.data.crops import SceneChange
 from pcssl.data.scene import Scene
-from pcssl.data.settings import DataConfig
+from pcssl.data.settings import SampleConfig
 from pcssl.errors import UserError
 from pcssl.sparse import current_engine
 from pcssl.training.bad_scenes import BadScene, BadScenes
@@ -103,7 +103,7 @@ def count_voxels(scenes: Sequence[Scene], voxel_size: float) -> list[int]:
     return [count(index) for index in range(len(scenes))]
 
 
-def plan_batches(scenes: Sequence[Scene], data: DataConfig, epochs: int, seed: int) -> BatchesByCount | BatchesByVoxels:
+def plan_batches(scenes: Sequence[Scene], data: SampleConfig, epochs: int, seed: int) -> BatchesByCount | BatchesByVoxels:
     """The batches of a whole run, by the config's `max_voxels` or else `batch_size`."""
     if data.max_voxels is None:
         return BatchesByCount(len(scenes), data.batch_size, epochs, seed)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pcssl.config import Component, Range
 from pcssl.data.settings import DataConfig
+from pcssl.image.settings import ImageData
 
 Positive = Annotated[float, Range(0, low_open=True)]
 Fraction = Annotated[float, Range(0, 1, high_open=True)]
@@ -28,7 +29,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """output: folder of the run. init: checkpoint whose backbone the run starts from.
+    """kind: what `data` holds, scenes or images. output: folder of the run. init: checkpoint whose backbone the run starts from.
     device: "auto" takes the GPU when there is one.
     precision: "auto" is bf16 on a GPU that has it and fp32 elsewhere.
     engine: "auto", "native", "reference" or "spconv", see docs/engines.md.
@@ -50,3 +51,12 @@ class RunConfig:
     checkpoint_every: Annotated[int, Range(1)] = 500
     monitor_every: Annotated[float, Range(0, low_open=True)] = 10.0
     imports: tuple[str, ...] = ()
+    kind: Literal["scenes"] = "scenes"
+
+
+@dataclass(frozen=True)
+class ImageRunConfig(RunConfig):
+    """The same for images."""
+
+    data: ImageData
+    kind: Literal["images"] = "images"

@@ -20,7 +20,6 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from pcssl.config import dump_yaml, to_dict
-from pcssl.data.crops import SceneChange
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.models.checkpoints import load_state, read_weights, write_model
@@ -68,12 +67,15 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
         load_state(backbone, backbone_state(load_checkpoint(config.init)), config.init)
     plan = plan_batches(scenes, config.data, config.optimizer.epochs, config.seed)
     total = plan.total
-    objective: Objective = config.objective.build(backbone, config.data, total).to(device)
-    bad_scenes = BadScenes(len(scenes), config.data.max_bad)
-    change = SceneChange(config.data.crop, config.data.mix)
+    try:
+        objective: Objective = config.objective.build(backbone, config.data, total).to(device)
+    except ValueError as error:
+        raise UserError(f"objective {config.objective.name}: {error}") from error
+    bad_scenes = BadScenes(len(scenes), config.data.max_bad, config.data.item)
     batches = StepBatches(
-        scenes, objective.sampler(), objective.collate, plan.indices, config.seed, change, bad_scenes.allowed
-    )
+        scenes, objective.sampler(), objective.collate, plan.indices, config.seed, config.data.change(),
+        bad_scenes.allowed,
+    )  # fmt: skip
     optimizer = make_optimizer(objective, config.optimizer)
     start = 0
     if path.exists():
@@ -98,7 +100,7 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
 
     autocast = pick_precision(config.precision, device)
     writer = SummaryWriter(str(output / "tensorboard"), purge_step=start)
-    progress = Progress(total, start, config.log_every)
+    progress = Progress(total, start, config.log_every, objective.counted)
     warmup = round(config.optimizer.warmup_epochs * plan.per_epoch)
     bad = 0
     objective.train()
@@ -120,7 +122,7 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
                 if math.isfinite(norm) and math.isfinite(numbers["loss"]):
                     optimizer.step()
                     extra = objective.after_step(step)
-                    progress.add(batch.num_voxels, numbers)
+                    progress.add(getattr(batch, f"num_{objective.counted}"), numbers)
                     bad = 0
                 else:
                     bad += 1
@@ -156,17 +158,22 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
 
 
 def _export(checkpoint: Path) -> None:
-    """The network alone, as a file to use and to give away."""
-    write_model(checkpoint.with_name(MODEL_FILE), read_weights(checkpoint))
+    """The network alone, as a file to use and to give away; of a run on scenes, that format knows no other."""
+    if load_checkpoint(checkpoint)["config"].get("kind", "scenes") == "scenes":
+        write_model(checkpoint.with_name(MODEL_FILE), read_weights(checkpoint))
 
 
 def _keep_bad_batch(output: Path, step: int, batch: Any, numbers: dict[str, float], norm: float) -> Path:
     """Save the batch of a step without a finite loss or gradient, for replay; at most KEPT_BATCHES of a run."""
     folder = output / "bad_steps"
     if len(list(folder.glob("*.pt"))) < KEPT_BATCHES:
-        tensors = {name: x.cpu() for name, x in vars(batch).items() if isinstance(x, torch.Tensor)}
+        tensors = {name: _on_cpu(x) for name, x in vars(batch).items()}
         save_checkpoint(folder / f"step_{step}.pt", {"step": step, "batch": tensors, "values": numbers, "gradient_norm": norm})
     return folder
+
+
+def _on_cpu(x: Any) -> Any:
+    return [_on_cpu(part) for part in x] if isinstance(x, (list, tuple)) else x.cpu()
 
 
 def pick_device(name: str) -> torch.device:
@@ -261,10 +268,8 @@ def _card(config: RunConfig, backbone: nn.Module, scenes: Sequence[Scene]) -> di
         "scenes": len(scenes),
         "scene_names": list(getattr(scenes, "names", ())) or None,
         "init": config.init,
-        "inputs": "colour / 127.5 - 1, normal",
-        "voxel_size": config.data.voxel_size,
-        "channels": list(backbone.channels),
-        "strides": list(backbone.strides),
+        **config.data.card(),
+        **{name: list(getattr(backbone, name)) for name in ("channels", "strides") if hasattr(backbone, name)},
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "license": "not stated",
         "version": pcssl_version(),
@@ -299,16 +304,16 @@ def _without_workers(section):
 class Progress:
     """Averages between reports, and the line that shows them."""
 
-    def __init__(self, total: int, start: int, every: int):
-        self.total, self.start, self.every = total, start, every
+    def __init__(self, total: int, start: int, every: int, counted: str):
+        self.total, self.start, self.every, self.counted = total, start, every, counted
         self.skipped = 0
         self._begin = self._last = time.monotonic()
-        self._voxels = 0
+        self._count = 0
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._interactive = sys.stderr.isatty()
 
-    def add(self, voxels: int, values: dict[str, float]) -> None:
-        self._voxels += voxels
+    def add(self, count: int, values: dict[str, float]) -> None:
+        self._count += count
         for name, value in values.items():
             self._sums[name].append(value)
 
@@ -319,17 +324,18 @@ class Progress:
         """Print the line and return the averages since the last one."""
         now = time.monotonic()
         mean = {name: sum(values) / len(values) for name, values in self._sums.items()}
-        mean["voxels_per_second"] = self._voxels / max(now - self._last, 1e-9)
+        rate = mean[f"{self.counted}_per_second"] = self._count / max(now - self._last, 1e-9)
         left = (now - self._begin) / (step + 1 - self.start) * (self.total - step - 1)
         levels = " ".join(f"{v:.3f}" for k, v in sorted(mean.items()) if k.startswith("loss/"))
+        levels = f" ({levels})" if levels else ""
         spread = " ".join(f"{v:.2f}" for k, v in sorted(mean.items()) if k.startswith("std/"))
         line = (
-            f"step {step + 1}/{self.total}  loss {mean.get('loss', math.nan):.4f} ({levels})  std ({spread})  "
-            f"{mean['voxels_per_second'] / 1000:.0f}k voxels/s  ETA {_clock(left)}"
+            f"step {step + 1}/{self.total}  loss {mean.get('loss', math.nan):.4f}{levels}  std ({spread})  "
+            f"{f'{rate / 1000:.0f}k' if rate >= 10_000 else f'{rate:.0f}'} {self.counted}/s  ETA {_clock(left)}"
             + (f"  skipped {self.skipped}" if self.skipped else "")
         )
         print(f"\r\x1b[K{line}" if self._interactive else line, end="" if self._interactive else "\n", file=sys.stderr, flush=True)
-        self._last, self._voxels = now, 0
+        self._last, self._count = now, 0
         self._sums.clear()
         return mean
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from pcssl.config import from_dict
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
+from pcssl.models.checkpoints import load_state
 from pcssl.objectives.msm import MSM, MSMBatch, level_means
 from pcssl.sparse import Geometry, SparseTensor
-from pcssl.training.checkpoint import load_checkpoint, load_state
+from pcssl.training.checkpoint import load_checkpoint
 from pcssl.training.settings import RunConfig
 
 

@@ -20,6 +20,8 @@ def matches(content: Mapping[str, Any], path: Path) -> bool:
 
 def read(content: Mapping[str, Any], path: Path) -> Weights:
     """The network that the run offers for evaluation."""
+    if content.get("config", {}).get("kind") == "images":
+        raise UserError(f"{path} was trained on images, not on scenes; pcssl.evaluation.load_image_model reads it")
     try:
         config, card = content["config"], content["card"]
         card = {**card, "step": content["step"], "total_steps": content["total_steps"]}

@@ -1,0 +1,191 @@
+"""How good an image backbone's features are: nearest neighbours and ridge regression, beside two floors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pcssl.config import ComponentConfig, Range
+from pcssl.errors import UserError
+from pcssl.evaluation.neighbors import NearestNeighborProbe
+from pcssl.evaluation.ridge import RidgeProbe
+from pcssl.image.datasets import ImageSource
+from pcssl.image.picture import Picture, resized
+from pcssl.image.tokens import pooled
+from pcssl.models.checkpoints import load_state
+from pcssl.models.checkpoints.run import backbone_state
+from pcssl.models.checkpoints.weights import model_config
+from pcssl.training.checkpoint import load_checkpoint
+
+Count = Annotated[int, Range(1)]
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class ImageProbeConfig:
+    """heads: ridge regression and nearest neighbours on all labels; few: both with few labels a class.
+    train_split, val_split: images to fit and to score on, each resized as a whole to `size` px square; None = the
+        largest view of the training. neighbors: of the k-NN votes. few: labels a class.
+    floors: also random weights and pixels. seeds: of the random weights and of the draws of few labels.
+    """
+
+    heads: tuple[Literal["ridge", "nn", "few"], ...] = ("ridge", "nn")
+    train_split: str = "train"
+    val_split: str = "val"
+    size: Count | None = None
+    neighbors: tuple[Count, ...] = (1, 10)
+    few: tuple[Count, ...] = (5,)
+    floors: bool = True
+    seeds: Count = 3
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """backbone: in eval mode. model: its config. channels, size: of the images it takes. card: of its training."""
+
+    backbone: nn.Module
+    model: ComponentConfig
+    channels: int
+    size: int
+    card: dict[str, Any]
+
+    @torch.no_grad()
+    def embed(self, values: Tensor) -> Tensor:
+        """(B, channels, H, W) in 0..1 -> (B, D) on the CPU: what stands for each image."""
+        return embed(self.backbone, values)
+
+    def with_random_weights(self, seed: int) -> ImageModel:
+        """The same architecture, freshly initialised."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = self.model.build()
+        return replace(self, backbone=fresh.to(next(self.backbone.parameters()).device).eval())
+
+
+def load_image_model(path: str | Path, device: torch.device | str = "cpu") -> ImageModel:
+    """A checkpoint of a run on images."""
+    content = load_checkpoint(path)
+    config = content["config"]
+    if config.get("kind") != "images":
+        raise UserError(f"{path} was not trained on images; pcssl.load_model reads it")
+    model = model_config(config["model"], content["card"], Path(path))
+    backbone = model.build()
+    load_state(backbone, backbone_state(content), str(path))
+    size = max(view["size"] for view in config["objective"]["views"])
+    return ImageModel(backbone.to(device).eval(), model, config["data"]["channels"], size, content["card"] | {"step": content["step"]})
+
+
+@torch.no_grad()
+def embed(backbone: nn.Module, values: Tensor) -> Tensor:
+    """(B, C, H, W) in 0..1 -> (B, D) float32 on the CPU, in eval mode."""
+    was_training = backbone.training
+    backbone.eval()
+    out = pooled(backbone(2 * values.to(next(backbone.parameters()).device) - 1)).float().cpu()
+    backbone.train(was_training)
+    return out
+
+
+def probe_images(model: ImageModel, data: ImageSource, config: ImageProbeConfig) -> dict[str, Any]:
+    """Every head on a model, on random weights and on pixels.
+
+    Returns plain values: {"protocol", "data", "results": {source: {head: {"accuracy": {"mean", "std", "runs"}}}}}.
+    UserError when the dataset has no labels.
+    """
+    if not data.classes:
+        raise UserError(f"{data.name} has no labels to score; a probe needs a folder a class")
+    size, classes = config.size or model.size, len(data.classes)
+    train, val = (data.images(split) for split in (config.train_split, config.val_split))
+
+    def scored(features: Callable[[Tensor], Tensor], seed: int) -> dict[str, float]:
+        sets = [features_of(features, split, size, model.channels) for split in (train, val)]
+        return accuracies(*sets[0], *sets[1], classes, config, seed)
+
+    def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
+        return {head: {"accuracy": _spread([run[head] for run in runs])} for head in runs[0]}
+
+    seeds = range(config.seeds)
+    results = {"trained": summary([scored(model.embed, seed) for seed in (seeds if "few" in config.heads else [0])])}
+    if config.floors:
+        results["random weights"] = summary([scored(model.with_random_weights(seed).embed, seed) for seed in seeds])
+        results["pixels"] = summary([scored(lambda x: x.flatten(1), seed) for seed in (seeds if "few" in config.heads else [0])])
+    described = {
+        "root": data.name, "label": "class", "classes": list(data.classes), "train_images": len(train), "val_images": len(val),
+    }  # fmt: skip
+    return {"protocol": asdict(config) | {"size": size}, "data": described, "results": results}
+
+
+def accuracies(
+    x: Tensor, y: Tensor, query: Tensor, known: Tensor, classes: int, config: ImageProbeConfig, seed: int
+) -> dict[str, float]:
+    """Share of right predictions, a head each."""
+    rows = {}
+    if {"ridge", "nn"} & set(config.heads):
+        rows[""] = torch.arange(len(y))
+    if "few" in config.heads:
+        rows |= {f"/{count} a class": few_rows(y, count, seed) for count in config.few}
+    found = {}
+    for suffix, at in rows.items():
+        if suffix or "ridge" in config.heads:
+            found[f"ridge{suffix}"] = RidgeProbe.fit(x[at], y[at], classes)(query)
+        if suffix or "nn" in config.heads:
+            nearest = NearestNeighborProbe.fit(x[at], y[at], classes)(query, config.neighbors)
+            found |= {f"{k}-nn{suffix}": p for k, p in zip(config.neighbors, nearest)}
+    return {head: float((p == known).float().mean()) for head, p in found.items()}
+
+
+def few_rows(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Rows of `count` random labels of every class (all, where there are fewer)."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([order[labels[order] == c][:count] for c in labels.unique()])
+
+
+def features_of(
+    features: Callable[[Tensor], Tensor], pictures: Sequence[Picture], size: int, channels: int, most: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(N, D) and labels (N,) of all labelled pictures, or `most` of them evenly spread; UserError if there are none."""
+    rows = range(len(pictures)) if most is None or most >= len(pictures) else range(0, len(pictures), -(-len(pictures) // most))
+    parts = [(features(values), labels) for values, labels in _batches(pictures, rows, size, channels)]
+    if not parts:
+        raise UserError("none of the images could be read with a label; a probe needs some")
+    return tuple(torch.cat(x) for x in zip(*parts))
+
+
+def _batches(pictures: Sequence[Picture], rows: range, size: int, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(values (B, C, size, size), labels (B,)); what cannot be read is left out with a line that says why."""
+    values, labels = [], []
+    for i in rows:
+        try:
+            picture = pictures[i]
+            if picture.label >= 0:
+                values.append(resized(picture.values(channels), size))
+                labels.append(picture.label)
+        except (UserError, ValueError, OSError) as error:
+            print(f"probe: left out image {i} ({pictures.names[i]}): {error}", file=sys.stderr)
+        if len(values) == BATCH or (values and i == rows[-1]):
+            yield torch.stack(values), torch.tensor(labels)
+            values, labels = [], []
+
+
+def _spread(runs: list[float]) -> dict[str, Any]:
+    values = torch.tensor(runs, dtype=torch.float64)
+    return {"mean": float(values.mean()), "std": float(values.std(correction=0)), "runs": runs}
+
+
+class SmallImageProbe:
+    """Call it with a backbone and a step for {"probe/ridge": accuracy, ...}, on at most `most` images a split."""
+
+    def __init__(self, data: ImageSource, config: ImageProbeConfig, size: int, channels: int, most: int = 1000):
+        self.splits = [data.images(split) for split in (config.train_split, config.val_split)]
+        self.config, self.classes, self.most = config, len(data.classes), most
+        self.size, self.channels = config.size or size, channels
+
+    def __call__(self, backbone: nn.Module, step: int) -> dict[str, float]:
+        sets = [features_of(lambda x: embed(backbone, x), s, self.size, self.channels, self.most) for s in self.splits]
+        found = accuracies(*sets[0], *sets[1], self.classes, self.config, seed=0)
+        return {f"probe/{head}": value for head, value in found.items()}
