@@ -60,7 +60,7 @@ class MSMConfig:
     max_voxels: Annotated[int, Range(1)] = 240_000
     momentum: tuple[Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)]] = (0.996, 1.0)
     loss: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
-    normalize_targets: bool = True
+    target_norm: Literal["layer", "channel", "whiten", "none"] = "layer"
     tokens: Literal["all", "coarsest"] = "all"
     matching: Literal["nearest", "trilinear"] = "nearest"
     teacher_view: Literal["whole", "crop"] = "whole"
@@ -285,18 +285,33 @@ class MSM(Objective):
         return found, (mean[found] / total[found]).to(target.features.dtype)
 
     def _agreement(self, prediction: Tensor, target: Tensor) -> Tensor:
-        target = F.layer_norm(target.float(), target.shape[1:]) if self.config.normalize_targets else target.float()
+        target = normalized(target.float(), self.config.target_norm)
         return F.cosine_similarity(prediction.float(), target, dim=1).mean()
 
     def _regress(self, prediction: Tensor, target: Tensor) -> Tensor:
         prediction, target = prediction.float(), target.float()
-        if self.config.normalize_targets:
-            target = F.layer_norm(target, target.shape[1:])
+        target = normalized(target, self.config.target_norm)
         if self.config.loss == "cosine":
             return 1 - F.cosine_similarity(prediction, target, dim=1).mean()
         if self.config.loss == "mse":
             return F.mse_loss(prediction, target)
         return F.smooth_l1_loss(prediction, target)
+
+
+@torch.no_grad()
+def normalized(target: Tensor, how: str) -> Tensor:
+    """Targets (n, C) float32 as the loss takes them; see `MSMConfig.target_norm`."""
+    if how == "layer":
+        return F.layer_norm(target, target.shape[1:])
+    if how == "none" or len(target) < 2:
+        return target
+    centred = target - target.mean(0)
+    if how == "channel":
+        return centred / (centred.square().mean(0) + 1e-6).sqrt()
+    covariance = (centred.T @ centred / len(centred)).double()
+    values, vectors = torch.linalg.eigh(covariance)
+    floor = 1e-3 * values.mean()
+    return (centred.double() @ vectors * (values + floor).rsqrt() @ vectors.T).float()
 
 
 @torch.no_grad()
