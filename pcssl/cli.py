@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "experiments": ("pcssl.commands.experiments", "train and probe many configs that differ in a line, and tabulate"),
     "compare": ("pcssl.commands.compare", "put the scores of two probes side by side"),
     "benchmark": ("pcssl.commands.benchmark", "time the operators beside a matrix product and other engines"),
+    "profile": ("pcssl.commands.profile", "say where a training step's time goes, and what it needs"),
     "extract": ("pcssl.commands.extract", "write the features of scenes to files"),
     "export": ("pcssl.commands.export", "write a model as one file that describes itself, or show its card"),
     "visualize": ("pcssl.commands.visualize", "show features, similarities, labels: pictures, a window, a browser"),

@@ -16,11 +16,11 @@ from pcssl.data.settings import DataConfig
 from pcssl.data.transforms import AugmentConfig
 from pcssl.data.views import Points, voxel_view
 from pcssl.models import HUNet
-from pcssl.objectives.msm import MSM, MSMConfig, level_means
+from pcssl.objectives.msm import MSM, MSMConfig, level_means, normalized
 from pcssl.objectives.teacher import Teacher
 from pcssl.ops import nearest
 from pcssl.sparse import Geometry, SparseTensor
-from pcssl.statistics import feature_std
+from pcssl.statistics import effective_rank, feature_std
 
 STILL = AugmentConfig(
     scale=(1.0, 1.0), rotate_z=0, tilt=0, flip=0, jitter=0, elastic_probability=0, color_jitter_probability=0,
@@ -249,15 +249,30 @@ def test_level_means_are_means_over_the_finest_voxels():
 def test_loss_falls_when_the_student_agrees_with_the_teacher():
     """Layer-normed targets: predicting exactly them gives 0, whatever scale the teacher has."""
     for kind in ("smooth_l1", "mse", "cosine"):
-        msm = objective(loss=kind)
+        msm = objective(loss=kind, target_norm="layer")
         target = torch.randn(50, 8) * 7 + 3
         normed = F.layer_norm(target, (8,))
         assert float(msm._regress(normed, target)) == pytest.approx(0, abs=1e-6)
         assert float(msm._regress(torch.randn(50, 8), target)) > 0.1
 
 
+def test_whitened_targets_have_unit_variance_in_every_direction():
+    rng = torch.Generator().manual_seed(0)
+    mixed = torch.randn(5000, 6, generator=rng) @ torch.diag(torch.tensor([8.0, 5, 1, 1, 0.5, 2])) @ torch.randn(6, 6, generator=rng) + 4
+    white = normalized(mixed, "whiten")
+    covariance = white.T @ white / len(white)
+    torch.testing.assert_close(white.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+    assert float(torch.linalg.eigvalsh(covariance).max()) == pytest.approx(1, abs=1e-2)
+    assert effective_rank(white) > 5 and effective_rank(mixed) < 3
+    # It turns no axes: scaled alone, features stay what they are but for their scale.
+    scaled = torch.randn(5000, 3, generator=rng) * torch.tensor([3.0, 1, 2])
+    assert float(F.cosine_similarity(normalized(scaled, "whiten"), normalized(scaled, "channel")).mean()) > 0.99
+    for few in (mixed[:1], mixed[:2], mixed[:1].repeat(4, 1)):
+        assert normalized(few, "whiten").isfinite().all()
+
+
 @pytest.mark.parametrize(
-    "options", [{"tokens": "coarsest"}, {"predictor": False}, {"loss_levels": "finest"}, {"mask_level": 0}, {"normalize_targets": False},
+    "options", [{"tokens": "coarsest"}, {"predictor": False}, {"loss_levels": "finest"}, {"mask_level": 0}, {"target_norm": "layer"}, {"target_norm": "channel"}, {"target_norm": "none"},
      {"matching": "trilinear"}, {"teacher_view": "crop"}, {"mask_ratio": 0.0}]
 )  # fmt: skip
 def test_alternatives_run_and_learn(options):
@@ -271,8 +286,10 @@ def test_alternatives_run_and_learn(options):
         assert list(msm.tokens) == ["2"]
 
 
-def test_a_few_steps_lower_the_loss_without_collapse():
-    msm = objective(total=40, momentum=(0.98, 1.0))
+@pytest.mark.parametrize("target_norm, part", [("layer", 0.8), ("whiten", 0.9)])
+def test_a_few_steps_lower_the_loss_without_collapse(target_norm, part):
+    """Whitened targets hold more than layer-normed ones, so their loss falls more slowly."""
+    msm = objective(total=40, momentum=(0.98, 1.0), target_norm=target_norm)
     optimizer = torch.optim.AdamW([p for p in msm.parameters() if p.requires_grad], lr=2e-3)
     losses = []
     for step in range(40):
@@ -282,7 +299,7 @@ def test_a_few_steps_lower_the_loss_without_collapse():
         optimizer.step()
         msm.after_step(step)
         losses.append(float(out["loss"].detach()))
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sum(losses[-5:]) < part * sum(losses[:5])
     assert all(float(out[f"std/level{i}"]) > 0.2 for i in range(3))
 
 

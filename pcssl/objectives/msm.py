@@ -44,7 +44,10 @@ class MSMConfig:
     max_voxels: cap of a view; a larger one is cut around a place that both views share (paper:
         crop size 240000).
     momentum: of the teacher at the first and the last step, cosine between (paper; cosine: ours).
-    loss, normalize_targets: regression on teacher features, layer-normed over channels (ours).
+    loss: regression on the teacher's features (ours).
+    target_norm: what they are made into (ours). whiten: their principal axes in the batch all get variance 1, so that
+        the loss asks for all they hold; layer: each is layer-normed over its channels; channel: each channel gets
+        mean 0 and variance 1 in the batch; none: as they are.
     tokens: a learnt token at hidden voxels of all levels, or of the coarsest only (ours: all).
     matching: what the target at a place is (ours): the nearest teacher voxel within a voxel edge, or the mean of
         those around it with trilinear weights.
@@ -60,7 +63,7 @@ class MSMConfig:
     max_voxels: Annotated[int, Range(1)] = 240_000
     momentum: tuple[Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)]] = (0.996, 1.0)
     loss: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
-    normalize_targets: bool = True
+    target_norm: Literal["whiten", "running", "layer", "channel", "none"] = "whiten"
     tokens: Literal["all", "coarsest"] = "all"
     matching: Literal["nearest", "trilinear"] = "nearest"
     teacher_view: Literal["whole", "crop"] = "whole"
@@ -160,6 +163,30 @@ class Predictor(nn.Sequential):
         )
 
 
+class Moments(nn.Module):
+    """Running mean and covariance."""
+
+    def __init__(self, channels: int, momentum: float = 0.95):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("covariance", torch.zeros(channels, channels))
+        self.register_buffer("steps", torch.zeros(()))
+
+    @torch.no_grad()
+    def forward(self, every: Tensor, wanted: Tensor) -> Tensor:
+        if self.training:
+            mean = every.mean(0)
+            centred = every - mean
+            self.steps += 1
+            rate = max(1 - self.momentum, 1 / float(self.steps))
+            self.mean.lerp_(mean, rate)
+            self.covariance.lerp_(centred.T @ centred / max(len(every), 1) + torch.outer(mean - self.mean, mean - self.mean), rate)
+        values, axes = torch.linalg.eigh(self.covariance.double())
+        values = values.clamp(min=0) + (1e-3 * values.mean()).clamp(min=1e-12)
+        return (wanted - self.mean) @ (axes * values.rsqrt() @ axes.T).float()
+
+
 @register("objective", "msm", config=MSMConfig)
 class MSM(Objective):
     """Needs a backbone with `encode(x)`, `decode(encoded, geometries, tokens)`, `.channels`, `.strides`."""
@@ -178,6 +205,7 @@ class MSM(Objective):
         self.tokens = nn.ParameterDict(
             {str(i): nn.Parameter(nn.init.trunc_normal_(torch.empty(backbone.channels[i]), std=0.02)) for i in learnt}
         )
+        self.moments = nn.ModuleList(Moments(c) for c in backbone.channels)
         self.predictors = nn.ModuleList(
             Predictor(c) if config.predictor else nn.Identity() for c in backbone.channels
         )
@@ -228,6 +256,8 @@ class MSM(Objective):
             out[f"matched/level{i}"] = found.float().mean() if len(rows) else found.new_zeros((), dtype=torch.float)
             if len(wanted):
                 predicted = self.predictors[i](prediction.features[rows[found]])
+                if self.config.target_norm == "running":
+                    wanted = self.moments[i](target.features.float(), wanted.float())
                 loss = self._regress(predicted, wanted)
                 if self.watched:
                     out[f"cosine/level{i}"] = self._agreement(predicted.detach(), wanted)
@@ -285,18 +315,33 @@ class MSM(Objective):
         return found, (mean[found] / total[found]).to(target.features.dtype)
 
     def _agreement(self, prediction: Tensor, target: Tensor) -> Tensor:
-        target = F.layer_norm(target.float(), target.shape[1:]) if self.config.normalize_targets else target.float()
+        target = normalized(target.float(), self.config.target_norm)
         return F.cosine_similarity(prediction.float(), target, dim=1).mean()
 
     def _regress(self, prediction: Tensor, target: Tensor) -> Tensor:
         prediction, target = prediction.float(), target.float()
-        if self.config.normalize_targets:
-            target = F.layer_norm(target, target.shape[1:])
+        target = normalized(target, self.config.target_norm)
         if self.config.loss == "cosine":
             return 1 - F.cosine_similarity(prediction, target, dim=1).mean()
         if self.config.loss == "mse":
             return F.mse_loss(prediction, target)
         return F.smooth_l1_loss(prediction, target)
+
+
+@torch.no_grad()
+def normalized(target: Tensor, how: str) -> Tensor:
+    """Targets (n, C) float32 as the loss takes them; see `MSMConfig.target_norm`."""
+    if how == "layer":
+        return F.layer_norm(target, target.shape[1:])
+    if how in ("none", "running") or len(target) < 2:
+        return target
+    centred = target - target.mean(0)
+    if how == "channel":
+        return centred / (centred.square().mean(0) + 1e-6).sqrt()
+    values, axes = torch.linalg.eigh((centred.T @ centred / len(centred)).double())
+    # The floor keeps rounding and axes that few voxels tell apart from becoming targets of full size.
+    values = values.clamp(min=0) + (1e-3 * values.mean()).clamp(min=1e-12)
+    return (centred @ (axes * values.rsqrt() @ axes.T).float()).contiguous()
 
 
 @torch.no_grad()
