@@ -16,7 +16,7 @@ from pcssl.data.settings import DataConfig
 from pcssl.data.transforms import AugmentConfig
 from pcssl.data.views import Points, voxel_view
 from pcssl.models import HUNet
-from pcssl.objectives.msm import MSM, MSMConfig, level_means, normalized
+from pcssl.objectives.msm import MSM, MSMConfig, Whitening, level_means
 from pcssl.objectives.teacher import Teacher
 from pcssl.ops import nearest
 from pcssl.sparse import Geometry, SparseTensor
@@ -252,23 +252,52 @@ def test_loss_falls_when_the_student_agrees_with_the_teacher():
         msm = objective(loss=kind, target_norm="layer")
         target = torch.randn(50, 8) * 7 + 3
         normed = F.layer_norm(target, (8,))
-        assert float(msm._regress(normed, target)) == pytest.approx(0, abs=1e-6)
-        assert float(msm._regress(torch.randn(50, 8), target)) > 0.1
+        wanted = msm._normalized(0, target)
+        assert float(msm._regress(normed, wanted)) == pytest.approx(0, abs=1e-6)
+        assert float(msm._regress(torch.randn(50, 8), wanted)) > 0.1
 
 
 def test_whitened_targets_have_unit_variance_in_every_direction():
     rng = torch.Generator().manual_seed(0)
     mixed = torch.randn(5000, 6, generator=rng) @ torch.diag(torch.tensor([8.0, 5, 1, 1, 0.5, 2])) @ torch.randn(6, 6, generator=rng) + 4
-    white = normalized(mixed, "whiten")
-    covariance = white.T @ white / len(white)
-    torch.testing.assert_close(white.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
-    assert float(torch.linalg.eigvalsh(covariance).max()) == pytest.approx(1, abs=1e-2)
+    whitening = Whitening(6)
+    whitening.update(mixed)
+    white = whitening(mixed)
+    torch.testing.assert_close(white.mean(0), torch.zeros(6), atol=1e-2, rtol=0)
+    assert float(torch.linalg.eigvalsh(white.T @ white / len(white)).max()) == pytest.approx(1, abs=1e-2)
     assert effective_rank(white) > 5 and effective_rank(mixed) < 3
-    # It turns no axes: scaled alone, features stay what they are but for their scale.
-    scaled = torch.randn(5000, 3, generator=rng) * torch.tensor([3.0, 1, 2])
-    assert float(F.cosine_similarity(normalized(scaled, "whiten"), normalized(scaled, "channel")).mean()) > 0.99
-    for few in (mixed[:1], mixed[:2], mixed[:1].repeat(4, 1)):
-        assert normalized(few, "whiten").isfinite().all()
+    # It turns no axes: of features that differ in scale alone, it takes the scale.
+    apart = torch.randn(5000, 3, generator=rng) * torch.tensor([3.0, 1, 2])
+    whitening = Whitening(3)
+    whitening.update(apart)
+    assert float(F.cosine_similarity(whitening(apart), apart / apart.std(0)).mean()) > 0.99
+
+
+def test_whitening_follows_the_features_over_the_steps():
+    """The first steps count alike, later ones as the momentum says."""
+    rng = torch.Generator().manual_seed(0)
+    steps = [torch.randn(200, 4, generator=rng) * 3 + i for i in range(30)]
+    whitening = Whitening(4, momentum=0.9)
+    for x in steps[:5]:
+        whitening.update(x)
+    every = torch.cat(steps[:5]).double()
+    torch.testing.assert_close(whitening.mean.double(), every.mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(whitening.square.double(), every.T @ every / len(every), atol=1e-3, rtol=1e-5)
+    for x in steps[5:]:
+        whitening.update(x)
+    assert 19 < float(whitening.mean.mean()) < 22  # about ten steps behind
+    whitening.update(torch.zeros(0, 4))
+    for few in (steps[0][:1], torch.zeros(0, 4)):
+        assert whitening(few).isfinite().all()
+
+
+def test_the_whitening_is_part_of_a_checkpoint():
+    msm = objective()
+    msm(batch_of(msm), 0)
+    again = objective()
+    again.load_state_dict(msm.state_dict())
+    assert all(torch.equal(a.square, b.square) and int(b.steps) == 1 for a, b in zip(msm.whitening, again.whitening))
+    assert len(objective(target_norm="layer").whitening) == 0
 
 
 @pytest.mark.parametrize(

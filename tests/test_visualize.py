@@ -300,7 +300,7 @@ probe: {{after_training: false}}
     (base / "data.yaml").write_text(f"dataset: {dataset}\nprobe: {{train_points: 100, epochs: 5}}\n")
     assert main(["train", str(base / "tiny.yaml")]) == 0
     write_ply(base / "scan.ply", room(7, 500))
-    assert main(["extract", str(base / "scan.ply"), "--checkpoint", str(base / "out/checkpoint.pt"), "--out", str(base / "f.npz")]) == 0
+    assert main(["extract", str(base / "scan.ply"), "--model", str(base / "out/checkpoint.pt"), "--out", str(base / "f.npz")]) == 0
     return base
 
 

@@ -45,9 +45,9 @@ class MSMConfig:
         crop size 240000).
     momentum: of the teacher at the first and the last step, cosine between (paper; cosine: ours).
     loss: regression on the teacher's features (ours).
-    target_norm: what they are made into (ours). whiten: their principal axes in the batch all get variance 1, so that
-        the loss asks for all they hold; layer: each is layer-normed over its channels; channel: each channel gets
-        mean 0 and variance 1 in the batch; none: as they are.
+    target_norm: what they are made into (ours). whiten: their principal axes all get variance 1, so that the loss asks
+        for all they hold, see `Whitening`; layer: each is layer-normed over its channels; channel: each channel gets
+        mean 0 and variance 1 in the step; none: as they are.
     tokens: a learnt token at hidden voxels of all levels, or of the coarsest only (ours: all).
     matching: what the target at a place is (ours): the nearest teacher voxel within a voxel edge, or the mean of
         those around it with trilinear weights.
@@ -63,7 +63,7 @@ class MSMConfig:
     max_voxels: Annotated[int, Range(1)] = 240_000
     momentum: tuple[Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)]] = (0.996, 1.0)
     loss: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
-    target_norm: Literal["whiten", "running", "layer", "channel", "none"] = "whiten"
+    target_norm: Literal["whiten", "layer", "channel", "none"] = "whiten"
     tokens: Literal["all", "coarsest"] = "all"
     matching: Literal["nearest", "trilinear"] = "nearest"
     teacher_view: Literal["whole", "crop"] = "whole"
@@ -163,28 +163,39 @@ class Predictor(nn.Sequential):
         )
 
 
-class Moments(nn.Module):
-    """Running mean and covariance."""
+class Whitening(nn.Module):
+    """Turns the teacher's features into targets whose principal axes all have variance 1.
+
+    The mean and the covariance are running ones over the voxels of whole views: those of a step's few hidden voxels, of
+    a scene or two, would change from step to step, and have fewer rows than channels at the coarse levels.
+    """
 
     def __init__(self, channels: int, momentum: float = 0.95):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("covariance", torch.zeros(channels, channels))
-        self.register_buffer("steps", torch.zeros(()))
+        self.register_buffer("square", torch.zeros(channels, channels))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def forward(self, every: Tensor, wanted: Tensor) -> Tensor:
-        if self.training:
-            mean = every.mean(0)
-            centred = every - mean
+    def update(self, features: Tensor) -> None:
+        """features: (N, C) of all voxels of a step."""
+        if len(features):
             self.steps += 1
-            rate = max(1 - self.momentum, 1 / float(self.steps))
-            self.mean.lerp_(mean, rate)
-            self.covariance.lerp_(centred.T @ centred / max(len(every), 1) + torch.outer(mean - self.mean, mean - self.mean), rate)
-        values, axes = torch.linalg.eigh(self.covariance.double())
+            rate = max(1 - self.momentum, 1 / int(self.steps))
+            with torch.autocast(features.device.type, enabled=False):
+                features = features.float()
+                self.mean.lerp_(features.mean(0), rate)
+                self.square.lerp_(features.T @ features / len(features), rate)
+
+    @torch.no_grad()
+    def forward(self, target: Tensor) -> Tensor:
+        """(n, C) -> (n, C) float32. No axis is turned: it is the symmetric root of the inverse covariance."""
+        mean = self.mean.double()
+        values, axes = torch.linalg.eigh(self.square.double() - torch.outer(mean, mean))
+        # The floor keeps axes that hold next to nothing from becoming targets of full size.
         values = values.clamp(min=0) + (1e-3 * values.mean()).clamp(min=1e-12)
-        return (wanted - self.mean) @ (axes * values.rsqrt() @ axes.T).float()
+        return ((target.double() - mean) @ (axes * values.rsqrt() @ axes.T)).float()
 
 
 @register("objective", "msm", config=MSMConfig)
@@ -205,7 +216,7 @@ class MSM(Objective):
         self.tokens = nn.ParameterDict(
             {str(i): nn.Parameter(nn.init.trunc_normal_(torch.empty(backbone.channels[i]), std=0.02)) for i in learnt}
         )
-        self.moments = nn.ModuleList(Moments(c) for c in backbone.channels)
+        self.whitening = nn.ModuleList(Whitening(c) for c in backbone.channels if config.target_norm == "whiten")
         self.predictors = nn.ModuleList(
             Predictor(c) if config.predictor else nn.Identity() for c in backbone.channels
         )
@@ -239,6 +250,8 @@ class MSM(Objective):
         shown = slice(None) if self.config.teacher_view == "whole" else batch.crop
         whole = Geometry(batch.coords[shown])
         targets = self.teacher(SparseTensor(batch.features[shown], whole))
+        for whitening, target in zip(self.whitening, targets):
+            whitening.update(target.features)
         predictions, seen = self.predict(batch)
         crop_origin = level_means(predictions[0].geometry, batch.origin[batch.crop], len(predictions))
         whole_origin = level_means(whole, batch.origin[shown], len(targets))
@@ -247,8 +260,8 @@ class MSM(Objective):
         out: dict[str, Tensor] = {}
         losses = []
         for i, (prediction, target) in enumerate(zip(predictions, targets)):
-            out[f"std/level{i}"] = feature_std(target.features)
-            out[f"std_student/level{i}"] = feature_std(prediction.features.detach())
+            out[f"std/level{i}"] = feature_std(some(target.features))
+            out[f"std_student/level{i}"] = feature_std(some(prediction.features))
             if self.config.loss_levels == "finest" and i > 0:
                 continue
             rows = torch.nonzero(~seen[i] if self.config.mask_ratio > 0 else torch.ones_like(seen[i]))[:, 0]
@@ -256,11 +269,10 @@ class MSM(Objective):
             out[f"matched/level{i}"] = found.float().mean() if len(rows) else found.new_zeros((), dtype=torch.float)
             if len(wanted):
                 predicted = self.predictors[i](prediction.features[rows[found]])
-                if self.config.target_norm == "running":
-                    wanted = self.moments[i](target.features.float(), wanted.float())
+                wanted = self._normalized(i, wanted)
                 loss = self._regress(predicted, wanted)
                 if self.watched:
-                    out[f"cosine/level{i}"] = self._agreement(predicted.detach(), wanted)
+                    out[f"cosine/level{i}"] = F.cosine_similarity(predicted.detach().float(), wanted, dim=1).mean()
                 out[f"loss/level{i}"] = loss.detach()
                 losses.append(loss)
             if self.watched:
@@ -314,13 +326,19 @@ class MSM(Objective):
         found = total[:, 0] > 0
         return found, (mean[found] / total[found]).to(target.features.dtype)
 
-    def _agreement(self, prediction: Tensor, target: Tensor) -> Tensor:
-        target = normalized(target.float(), self.config.target_norm)
-        return F.cosine_similarity(prediction.float(), target, dim=1).mean()
+    def _normalized(self, level: int, target: Tensor) -> Tensor:
+        """Targets (n, C) as the loss takes them, float32; see `MSMConfig.target_norm`."""
+        target = target.float()
+        if self.config.target_norm == "whiten":
+            return self.whitening[level](target)
+        if self.config.target_norm == "layer":
+            return F.layer_norm(target, target.shape[1:])
+        if self.config.target_norm == "channel":
+            return F.batch_norm(target, None, None, training=True) if len(target) > 1 else torch.zeros_like(target)
+        return target
 
     def _regress(self, prediction: Tensor, target: Tensor) -> Tensor:
-        prediction, target = prediction.float(), target.float()
-        target = normalized(target, self.config.target_norm)
+        prediction = prediction.float()
         if self.config.loss == "cosine":
             return 1 - F.cosine_similarity(prediction, target, dim=1).mean()
         if self.config.loss == "mse":
@@ -328,28 +346,14 @@ class MSM(Objective):
         return F.smooth_l1_loss(prediction, target)
 
 
-@torch.no_grad()
-def normalized(target: Tensor, how: str) -> Tensor:
-    """Targets (n, C) float32 as the loss takes them; see `MSMConfig.target_norm`."""
-    if how == "layer":
-        return F.layer_norm(target, target.shape[1:])
-    if how in ("none", "running") or len(target) < 2:
-        return target
-    centred = target - target.mean(0)
-    if how == "channel":
-        return centred / (centred.square().mean(0) + 1e-6).sqrt()
-    values, axes = torch.linalg.eigh((centred.T @ centred / len(centred)).double())
-    # The floor keeps rounding and axes that few voxels tell apart from becoming targets of full size.
-    values = values.clamp(min=0) + (1e-3 * values.mean()).clamp(min=1e-12)
-    return (centred @ (axes * values.rsqrt() @ axes.T).float()).contiguous()
+def some(x: Tensor, rows: int = 2048) -> Tensor:
+    """At most so many rows, evenly spread: enough for a statistic."""
+    return x.detach()[torch.linspace(0, len(x) - 1, min(len(x), rows), device=x.device).long()]
 
 
 @torch.no_grad()
 def level_health(level: int, student: Tensor, teacher: Tensor, origin: Tensor, normal: Tensor) -> dict[str, Tensor]:
     """Rank of both networks' features, and how well the teacher's tell height and normal, on at most 2048 voxels."""
-
-    def some(x: Tensor) -> Tensor:
-        return x.detach()[torch.linspace(0, len(x) - 1, min(len(x), 2048), device=x.device).long()]
 
     teacher, origin, normal = some(teacher), some(origin), some(normal)
     return {
