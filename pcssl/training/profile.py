@@ -63,7 +63,7 @@ def profile_step(
         if number:
             for name, seconds in clock.seconds.items():
                 stages[name].append(seconds)
-    saved, flops = _needs(objective, batch)
+    saved, flops = needs(objective, batch)
     kinds = _by_kind(objective, lambda: _step(objective, optimizer, batch, 0, clip, _Clock()))
     return StepProfile(sum(voxels) / len(voxels), {k: median(v) for k, v in stages.items()}, kinds, saved, flops, batch.num_voxels)
 
@@ -92,7 +92,7 @@ def _step(objective: Objective, optimizer, batch, number: int, clip: float, cloc
     clock("optimizer")
 
 
-def _needs(objective: Objective, batch) -> tuple[int, float]:
+def needs(objective: nn.Module, batch) -> tuple[int, float]:
     """Bytes that a forward pass keeps for the backward one, and operations of both."""
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in objective.parameters()}
