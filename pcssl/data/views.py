@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pcssl.data.scene import Scene
+from pcssl.ops.bounds import bounds
 from pcssl.sparse import current_engine
 
 IN_CHANNELS = 6
@@ -57,7 +58,7 @@ class VoxelView:
 
 def voxel_view(points: Points, voxel_size: float, offset: Tensor | None = None) -> VoxelView:
     """Mean colour, normal and place of the points of every voxel; the lowest index is `offset` (3,)."""
-    low = points.coord.amin(0)
+    low = bounds(points.coord)[0]
     # The product can round to above the lowest point, which would then have index -1.
     shift = torch.minimum(torch.floor(low / voxel_size) * voxel_size, low)
     voxels = current_engine().voxelize(points.coord - shift, voxel_size)

@@ -250,11 +250,7 @@ class MSM(Objective):
             for _ in encoded[1:]:
                 geometries.append(geometries[-1].coarser()[0])
         tokens = [self._token(i) for i in range(len(encoded))]
-        seen = []
-        for part, geometry in zip(encoded, geometries):
-            mark = torch.zeros(len(geometry), dtype=torch.bool, device=geometry.device)
-            mark[geometry.find(part.coords)] = True
-            seen.append(mark)
+        seen = level_marks(geometries[0], visible[batch.crop], len(encoded))
         return self.student.decode(encoded, geometries, tokens), seen
 
     def _token(self, level: int) -> Tensor:
@@ -313,6 +309,18 @@ def level_health(level: int, student: Tensor, teacher: Tensor, origin: Tensor, n
         f"height_r2/level{level}": linear_r2(teacher, origin[:, 2:]),
         f"normal_r2/level{level}": linear_r2(teacher, normal),
     }
+
+
+def level_marks(geometry: Geometry, marked: Tensor, levels: int) -> list[Tensor]:
+    """For every level, (n,) bool: whether a marked one (N,) of the finest voxels is below the voxel."""
+    marks = [marked]
+    for _ in range(levels - 1):
+        coarse, parent = geometry.coarser()
+        above = marked.new_zeros(len(coarse))
+        above[parent[marked]] = True
+        marks.append(above)
+        geometry, marked = coarse, above
+    return marks
 
 
 def level_means(geometry: Geometry, values: Tensor, levels: int) -> list[Tensor]:
