@@ -53,9 +53,9 @@ def augment(cloud: Cloud, c: AugmentConfig, rng: torch.Generator) -> Cloud:
     low, high = cloud.coord.min(0), cloud.coord.max(0)
     coord = cloud.coord - np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]], np.float32)
     scale, turn, flip = random_scale(c.scale, rng), random_rotation(c.rotate_z, c.tilt, rng), random_flip(c.flip, rng)
-    matrix = (turn @ flip).numpy()
-    coord = coord @ matrix.T * np.float32(scale)
-    normal = cloud.normal @ matrix.T
+    coord, normal = coord * np.float32(scale), cloud.normal
+    for matrix in (flip.numpy(), turn.numpy()):
+        coord, normal = coord @ matrix.T, normal @ matrix.T
     coord = coord + np.clip(c.jitter * randn(rng, *coord.shape), -c.jitter_clip, c.jitter_clip)
     if chance(c.elastic_probability, rng):
         for granularity, magnitude in c.elastic:

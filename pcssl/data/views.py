@@ -62,9 +62,10 @@ def voxel_view(points: Points, voxel_size: float, offset: Tensor | None = None) 
     # The product can round to above the lowest point, which would then have index -1.
     shift = torch.minimum(torch.floor(low / voxel_size) * voxel_size, low)
     voxels = current_engine().voxelize(points.coord - shift, voxel_size)
-    mean = voxels.mean(torch.cat([points.color / 127.5 - 1, points.normal, points.origin], 1))
-    color, normal, origin = mean.split(3, 1)
-    features = torch.cat([color, F.normalize(normal, dim=1)], 1)
+    values = torch.cat([points.color, points.normal, points.origin], 1)
+    total = current_engine().scatter_sum(values, voxels.inverse, len(voxels.counts))
+    color, normal, origin = (total / voxels.counts[:, None]).split(3, 1)
+    features = torch.cat([color / 127.5 - 1, F.normalize(normal, dim=1)], 1)
     index = voxels.coords[:, 1:]
     if offset is not None:
         index, shift = index + offset.int(), shift - offset * voxel_size

@@ -325,12 +325,9 @@ def level_marks(geometry: Geometry, marked: Tensor, levels: int) -> list[Tensor]
 
 def level_means(geometry: Geometry, values: Tensor, levels: int) -> list[Tensor]:
     """Mean of per-voxel values (N, C) over the finest voxels below each voxel, for every level."""
-    means, count = [values], values.new_ones(len(values), 1)
-    total = values
+    means, total = [values], F.pad(values, (0, 1), value=1.0)  # the last column counts
     for _ in range(levels - 1):
-        coarse, parent = geometry.coarser()
-        total = total.new_zeros(len(coarse), total.shape[1]).index_add_(0, parent, total)
-        count = count.new_zeros(len(coarse), 1).index_add_(0, parent, count)
-        means.append(total / count)
-        geometry = coarse
+        geometry, parent = geometry.coarser()
+        total = current_engine().scatter_sum(total, parent, len(geometry))
+        means.append(total[:, :-1] / total[:, -1:])
     return means
