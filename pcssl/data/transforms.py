@@ -1,8 +1,9 @@
 """Random changes of a scene's points for pre-training.
 
 Values of the defaults: those that Masked Scene Contrast (CVPR 2023) and Sonata (CVPR 2025)
-use; Masked Scene Modeling does not print its own. Every function takes `Points` and a
-`torch.Generator` and returns new `Points`; `origin` is never touched.
+use; Masked Scene Modeling does not print its own. Every function takes `Points`, on any device, and a
+`torch.Generator` of the CPU, whose numbers are the same everywhere, and returns new `Points`; `origin` is
+never touched.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ def augment(points: Points, config: AugmentConfig, rng: torch.Generator) -> Poin
         color = auto_contrast(color, blend=uniform(0, 1, rng))
     if chance(c.color_translation_probability, rng):
         shift = (torch.rand(3, generator=rng) * 2 - 1) * 255 * c.color_translation
-        color = (color + shift).clamp(0, 255)
+        color = (color + shift.to(color.device)).clamp(0, 255)
     if chance(c.color_noise_probability, rng):
-        color = (color + torch.randn(color.shape, generator=rng) * 255 * c.color_noise).clamp(0, 255)
+        noise = torch.randn(color.shape, generator=rng).to(color.device)
+        color = (color + noise * 255 * c.color_noise).clamp(0, 255)
     points = replace(points, color=color)
     if chance(c.drop_color, rng):
         points = drop_color(points)
@@ -110,7 +112,8 @@ def linear(points: Points, matrix: Tensor) -> Points:
 
 
 def turned(rows: Tensor, matrix: Tensor) -> Tensor:
-    """rows (N, 3) @ matrix.T."""
+    """rows (N, 3) @ matrix.T, for a matrix on the CPU."""
+    matrix = matrix.to(rows.device)
     # Four rows side by side: a product of three columns keeps a CPU waiting.
     whole = len(rows) // 4 * 4
     wide = rows[:whole].reshape(-1, 12) @ torch.block_diag(*[matrix.T] * 4)
@@ -141,7 +144,7 @@ def random_flip(probability: float, rng: torch.Generator) -> Tensor:
 
 
 def jitter(points: Points, sigma: float, clip: float, rng: torch.Generator) -> Points:
-    noise = torch.randn(points.coord.shape, generator=rng) * sigma
+    noise = torch.randn(points.coord.shape, generator=rng).to(points.coord.device) * sigma
     return replace(points, coord=points.coord + noise.clamp(-clip, clip))
 
 
@@ -151,13 +154,14 @@ def elastic(points: Points, granularity: float, magnitude: float, rng: torch.Gen
     Normals stay: the bend they would follow is below their own noise.
     """
     low, high = bounds(points.coord)
-    size = ((high - low) / granularity).floor().long() + 3
+    size = ((high - low) / granularity).floor().long().cpu() + 3
     if int(size.prod()) > 20_000_000:
         raise ValueError(f"elastic distortion grid {size.tolist()} is too large: is the scene in metres?")
     noise = torch.randn(*size.tolist(), 3, generator=rng)
     for axis in (0, 1, 2) * 2:
         noise = _smooth(noise, axis)
-    return replace(points, coord=current_engine().displace(points.coord, noise * magnitude, low, granularity))
+    field = (noise * magnitude).to(points.coord.device)
+    return replace(points, coord=current_engine().displace(points.coord, field, low, granularity))
 
 
 def _smooth(x: Tensor, axis: int) -> Tensor:
@@ -185,7 +189,7 @@ def color_jitter(
         return uniform(max(0.0, 1 - strength), 1 + strength, rng)
 
     color = (color * factor(brightness)).clamp(0, 255)
-    grey = (color @ YIQ[0]).mean()
+    grey = (color @ YIQ[0].to(color.device)).mean()
     color = ((color - grey) * factor(contrast) + grey).clamp(0, 255)
     turn, gain = 2 * math.pi * uniform(-hue, hue, rng), factor(saturation)
     spin = torch.tensor([

@@ -68,5 +68,6 @@ def voxel_view(points: Points, voxel_size: float, offset: Tensor | None = None) 
     features = torch.cat([color / 127.5 - 1, F.normalize(normal, dim=1)], 1)
     index = voxels.coords[:, 1:]
     if offset is not None:
+        offset = offset.to(index.device)
         index, shift = index + offset.int(), shift - offset * voxel_size
     return VoxelView(index, features, origin, voxels.inverse, shift)

@@ -23,12 +23,15 @@ class Objective(nn.Module, ABC):
     watched: bool = False
     """Set by the trainer on the steps whose numbers it logs: `forward` may add health metrics then."""
 
+    samples_on_device: bool = False
+    """Whether the sampler and `collate` also work on scenes in a GPU's memory."""
+
     @abstractmethod
     def sampler(self) -> Callable[[Scene, torch.Generator], Any]:
-        """A picklable function that makes a training sample from a scene, on the CPU.
+        """A picklable function that makes a training sample from a scene.
 
-        It runs in loader workers; all randomness comes from the generator. It raises
-        ValueError for a scene it cannot use.
+        It runs in loader workers on the CPU, with `samples_on_device` also on the scene's device. All randomness
+        comes from the generator, which is one of the CPU. It raises ValueError for a scene it cannot use.
         """
 
     @abstractmethod

@@ -164,6 +164,8 @@ class Predictor(nn.Sequential):
 class MSM(Objective):
     """Needs a backbone with `encode(x)`, `decode(encoded, geometries, tokens)`, `.channels`, `.strides`."""
 
+    samples_on_device = True
+
     def __init__(self, config: MSMConfig, backbone: nn.Module, data: DataConfig, total_steps: int):
         super().__init__()
         for method in ("encode", "decode"):
