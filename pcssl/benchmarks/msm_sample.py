@@ -98,7 +98,7 @@ class Ours:
         coords = torch.cat([F.pad(view.index, (1, 0), value=i) for i, view in enumerate(views)])
         origin = torch.cat([view.origin for view in views])
         kept, hidden = (torch.cat(masks) for masks in zip(*masks))
-        whole, crop = Geometry(coords), Geometry(coords[kept])
+        whole, crop = Geometry(coords, ascending=True), Geometry(coords[kept], ascending=True)
         whole_origin = level_means(whole, origin, len(STRIDES))
         crop_origin = level_means(crop, origin[kept], len(STRIDES))
         seen = level_marks(crop, ~hidden[kept], len(STRIDES))

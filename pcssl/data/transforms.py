@@ -73,7 +73,7 @@ def augment(points: Points, config: AugmentConfig, rng: torch.Generator) -> Poin
         color = (color + shift.to(color.device)).clamp(0, 255)
     if chance(c.color_noise_probability, rng):
         noise = torch.randn(color.shape, generator=rng).to(color.device)
-        color = (color + noise * 255 * c.color_noise).clamp(0, 255)
+        color = noise.mul_(255).mul_(c.color_noise).add_(color).clamp_(0, 255)
     points = replace(points, color=color)
     if chance(c.drop_color, rng):
         points = drop_color(points)
@@ -144,8 +144,8 @@ def random_flip(probability: float, rng: torch.Generator) -> Tensor:
 
 
 def jitter(points: Points, sigma: float, clip: float, rng: torch.Generator) -> Points:
-    noise = torch.randn(points.coord.shape, generator=rng).to(points.coord.device) * sigma
-    return replace(points, coord=points.coord + noise.clamp(-clip, clip))
+    noise = torch.randn(points.coord.shape, generator=rng).to(points.coord.device)
+    return replace(points, coord=noise.mul_(sigma).clamp_(-clip, clip).add_(points.coord))
 
 
 def elastic(points: Points, granularity: float, magnitude: float, rng: torch.Generator) -> Points:

@@ -86,7 +86,7 @@ class MSMSample:
 class MSMBatch:
     """All views of a batch, as one: view v of scene s has batch index 2 s + v.
 
-    coords: (N, 4) int32 [batch, x, y, z]. features: (N, C). origin: (N, 3) metres.
+    coords: (N, 4) int32 [batch, x, y, z], in the order of their keys. features: (N, C). origin: (N, 3) metres.
     crop, hidden: (N,) bool; hidden voxels are in the crop.
     """
 
@@ -211,7 +211,7 @@ class MSM(Objective):
 
     def forward(self, batch: MSMBatch, step: int) -> dict[str, Tensor]:
         shown = slice(None) if self.config.teacher_view == "whole" else batch.crop
-        whole = Geometry(batch.coords[shown])
+        whole = Geometry(batch.coords[shown], ascending=True)
         targets = self.teacher(SparseTensor(batch.features[shown], whole))
         predictions, seen = self.predict(batch)
         crop_origin = level_means(predictions[0].geometry, batch.origin[batch.crop], len(predictions))
@@ -248,7 +248,7 @@ class MSM(Objective):
         if visible.all():
             geometries = [level.geometry for level in encoded]
         else:
-            geometries = [Geometry(batch.coords[batch.crop])]
+            geometries = [Geometry(batch.coords[batch.crop], ascending=True)]
             for _ in encoded[1:]:
                 geometries.append(geometries[-1].coarser()[0])
         tokens = [self._token(i) for i in range(len(encoded))]

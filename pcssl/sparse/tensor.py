@@ -26,7 +26,8 @@ class Geometry:
     stride: edge of a voxel in units of the finest level.
     It owns every map derived from the coordinates (neighbour tables, the coarser level, curve
     orders), built on first use: layers, directions and networks on one geometry share them.
-    ascending: the coordinates are known to be distinct and in the order of their keys, as `voxelize` leaves them.
+    ascending: the coordinates are known to be distinct and in the order of their keys, as `voxelize` leaves them;
+        keys are then made, and looked at, when they are first needed.
     Raises ValueError for duplicate voxels or coordinates out of range.
     """
 
