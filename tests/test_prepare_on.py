@@ -32,14 +32,17 @@ def scenes():
     return Rooms(labelled(i) for i in range(5))
 
 
-def msm_batches(scenes, change=SceneChange(), allowed=0):
+WHOLE = SceneChange()
+
+
+def msm_batches(scenes, change=WHOLE, allowed=0):
     msm = objective(max_voxels=250)
     return StepBatches(
         scenes, msm.sampler(), msm.collate, BatchesByCount(len(scenes), 2, 3, 0).indices, 0, change, allowed
     )
 
 
-@pytest.mark.parametrize("change", [SceneChange(), SceneChange(crop=1.5, mix=0.5)])
+@pytest.mark.parametrize("change", [WHOLE, SceneChange(crop=1.5, mix=0.5)])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_device_makes_the_batches_that_workers_make(scenes, change, workers):
     batches = msm_batches(scenes, change)
