@@ -27,6 +27,7 @@ PCSSL_EXPANDED(PCSSL_LIBRARY, m) {
   m.def("corner_weights(Tensor position, Tensor batch, Tensor sorted_keys, Tensor order, int mode) -> (Tensor, Tensor)");
   m.def("weighted_rows(Tensor features, Tensor rows, Tensor weights) -> Tensor");
   m.def("displace(Tensor points, Tensor field, Tensor low, float spacing) -> Tensor");
+  m.def("scatter_sum(Tensor values, Tensor index, int size) -> Tensor");
   m.def("weighted_rows_grad(Tensor grad, Tensor rows, Tensor weights, SymInt num_rows, bool deterministic) "
         "-> Tensor");
   m.def("nearest(Tensor queries, Tensor query_batch, Tensor points, Tensor point_batch, float radius) "

@@ -706,3 +706,23 @@ def test_displace(count, threads):
     got = native.displace(points, field, low, 0.3)
     torch.testing.assert_close(got, ops.displace(points, field, low, 0.3), atol=1e-5, rtol=1e-5)
     torch.library.opcheck(torch.ops.pcssl.displace, (points, field, low, 0.3))
+
+
+# Sums of rows that share an index
+
+
+@pytest.mark.parametrize("channels", [0, 1, 3, 4, 9, 10])
+def test_scatter_sum(channels):
+    g = torch.Generator().manual_seed(channels)
+    values, index = torch.randn(500, channels, generator=g), torch.randint(70, (500,), generator=g)
+    assert torch.equal(native.scatter_sum(values, index, 80), ops.scatter_sum(values, index, 80))  # in the same order
+    torch.library.opcheck(torch.ops.pcssl.scatter_sum, (values, index, 80))
+    learnt = values.clone().requires_grad_()
+    native.scatter_sum(learnt, index, 80).square().sum().backward()
+    torch.testing.assert_close(learnt.grad, 2 * ops.scatter_sum(values, index, 80)[index])
+
+
+@pytest.mark.parametrize("index", [[0, 5], [-1, 0], [2**40, 0]])
+def test_scatter_sum_refuses_an_index_out_of_range(index):
+    with pytest.raises(RuntimeError, match="index must be within 0 and 4"):
+        native.scatter_sum(torch.ones(2, 3), torch.tensor(index), 5)

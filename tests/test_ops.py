@@ -23,11 +23,13 @@ from pcssl.ops import (
     neighbor_table,
     pack_keys,
     radius_neighbors,
+    scatter_sum,
     segment_reduce,
     sparse_conv,
     unpack_keys,
     voxelize,
 )
+from pcssl.ops.bounds import bounds
 from pcssl.ops.interpolate import MODES
 from pcssl.ops.keys import MAX_BATCH, shifted_keys
 
@@ -793,3 +795,24 @@ def test_displace_beyond_the_field_takes_its_border():
 def test_displace_needs_two_cells_an_axis():
     with pytest.raises(ValueError, match="at least two"):
         displace(torch.zeros(1, 3), torch.zeros(1, 2, 2, 3), torch.zeros(3), 1.0)
+
+
+# Sums of rows that share an index; the extent of rows
+
+
+def test_scatter_sum_adds_up_as_a_loop_does():
+    values, index = torch.tensor([[1.0, 2], [3, 4], [5, 6]]), torch.tensor([2, 0, 2])
+    assert scatter_sum(values, index, 4).tolist() == [[3, 4], [0, 0], [6, 8], [0, 0]]
+    with pytest.raises(ValueError, match="index"):
+        scatter_sum(values, index[:2], 4)
+    with pytest.raises(TypeError, match="index must be int64"):
+        scatter_sum(values, index.int(), 4)
+
+
+@pytest.mark.parametrize("rows", [1, 255, 256, 257, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_bounds_are_the_lowest_and_highest_of_every_column(rows, dtype):
+    x = (torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows)) * 100).to(dtype)
+    for values in (x, x[:, 1:], x.flip(0)):
+        low, high = bounds(values)
+        assert torch.equal(low, values.amin(0)) and torch.equal(high, values.amax(0))

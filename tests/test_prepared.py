@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pcssl import cli
 from pcssl.data.prepared import PreparedDataset
 from pcssl.errors import UserError
 
@@ -64,6 +65,34 @@ def test_float_colors_and_double_coordinates(tmp_path):
     write_scene(tmp_path / "train" / "b", color=color / 255)
     for scene in PreparedDataset(tmp_path, "train"):
         assert scene.color.tolist() == color.tolist() and scene.coord.dtype == torch.float32
+
+
+def test_where_a_scan_far_from_zero_lies_is_kept(tmp_path):
+    """Through the command, a folder and its pack; nothing is written for a scan at zero."""
+    place = np.random.default_rng(0).uniform(0, 3, (40, 3))
+    far = np.array([431_000.5, 5_412_000.25, 310.0])
+    (tmp_path / "scans").mkdir()
+    for name, coord in (("far", place + far), ("near", place)):
+        np.savez(tmp_path / "scans" / f"{name}.npz", coord=coord, normal=np.tile([0.0, 0, 1], (40, 1)))
+    command = ["prepare", "folder", "--raw", str(tmp_path / "scans"), "--out", str(tmp_path / "out"), "--workers", "0"]
+    assert cli.main(command) == 0
+    assert cli.main(["prepare", "pack", str(tmp_path / "out"), "--out", str(tmp_path / "packed")]) == 0
+    assert not (tmp_path / "out" / "train" / "near" / "origin.npy").exists()
+    for root in ("out", "packed"):
+        scenes = PreparedDataset(tmp_path / root, "train")
+        assert scenes.names == ["far", "near"]
+        assert scenes[1].origin == (0, 0, 0) and any(scenes[0].origin)
+        found = scenes[0].coord.double() + torch.tensor(scenes[0].origin, dtype=torch.float64)
+        np.testing.assert_allclose(found.numpy(), place + far, atol=2e-4)
+
+
+def test_coordinates_far_from_zero_beside_an_origin(tmp_path):
+    coord = np.random.default_rng(0).uniform(0, 3, (30, 3)) + [50_000, 0, 0]
+    write_scene(tmp_path / "train" / "a", coord=coord, origin=np.array([1e6, 2e6, 0.5]))
+    with pytest.warns(UserWarning, match="far from zero"):
+        scene = PreparedDataset(tmp_path, "train")[0]
+    found = scene.coord.double() + torch.tensor(scene.origin, dtype=torch.float64)
+    np.testing.assert_allclose(found.numpy(), coord + [1e6, 2e6, 0.5], atol=2e-3)
 
 
 def test_missing_arrays_are_made_up_and_named(tmp_path):
@@ -171,6 +200,8 @@ def test_of_three_candidates_the_first_is_the_label(tmp_path, columns):
         ("coord", np.float32(3), "array of numbers"),
         ("coord", np.zeros((0, 3)), "0 points|no points"),
         ("coord", np.array(["x"]), "array of numbers"),
+        ("origin", np.zeros(2), "three numbers"),
+        ("origin", np.array([0, np.nan, 0]), "three numbers"),
     ],
 )
 def test_unusable_arrays_name_scene_and_file(tmp_path, name, array, message):

@@ -362,3 +362,16 @@ def test_an_engine_that_is_not_there_is_refused():
     assert "reference" in available_engines() and best_engine() in available_engines()
     with pytest.raises(UserError, match="reference"), use_engine("abacus"):
         pass
+
+
+def test_order_does_not_matter_to_a_geometry():
+    coords = random_coords()
+    sorted_once = Geometry(Geometry(coords).coords[Geometry(coords).order])
+    mixed = coords[torch.randperm(len(coords), generator=torch.Generator().manual_seed(1))]
+    shuffled = Geometry(mixed)
+    assert torch.equal(shuffled.sorted_keys, sorted_once.sorted_keys)
+    assert torch.equal(sorted_once.order, torch.arange(len(coords)))
+    assert torch.equal(shuffled.coords[shuffled.order], sorted_once.coords)
+    coarse = shuffled.coarser()[0]
+    assert torch.equal(coarse.sorted_keys, Geometry(coarse.coords).sorted_keys)
+    assert torch.equal(coarse.coords, sorted_once.coarser()[0].coords)

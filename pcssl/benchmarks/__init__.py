@@ -1,4 +1,4 @@
-"""What `pcssl benchmark` times: one module an operator, with `cases(sample, settings)`."""
+"""What `pcssl benchmark` times: one module an operator or job, with `cases(sample, settings)`."""
 
 # operator -> module, what it is
 OPERATORS: dict[str, tuple[str, str]] = {
@@ -9,4 +9,5 @@ OPERATORS: dict[str, tuple[str, str]] = {
     "segment": ("pcssl.benchmarks.segment", "reduction over segments: 2x2x2 pooling"),
     "curves": ("pcssl.benchmarks.curves", "keys along space-filling curves"),
     "nearest": ("pcssl.benchmarks.nearest", "the nearest point within a radius"),
+    "sample": ("pcssl.benchmarks.msm_sample", "a training sample of Masked Scene Modeling, views to matches"),
 }

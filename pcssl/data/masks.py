@@ -6,6 +6,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from pcssl.sparse import current_engine
 
 BOXES = 100  # tried at most; rows that none of them reached are hidden at random
 
@@ -13,7 +16,7 @@ BOXES = 100  # tried at most; rows that none of them reached are hidden at rando
 def block_mask(index: Tensor, batch: Tensor, cell: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
     """Hide whole cells of a coarser grid: `ratio` of the occupied cells of every scene.
 
-    index: (N, d) integer grid coordinates of any dimension (voxels, image patches).
+    index: (N, d) integer grid coordinates of up to three dimensions (voxels, image patches).
     batch: (N,) integer scene. cell: edge of a cell in grid units. ratio: 0..1, counted in cells,
     rounded; a scene of two cells or more keeps a visible one and, for ratio > 0, a hidden one.
     Returns (N,) bool, True where hidden.
@@ -22,27 +25,22 @@ def block_mask(index: Tensor, batch: Tensor, cell: int, ratio: float, generator:
         raise ValueError(f"ratio must be within 0..1, got {ratio}")
     if ratio == 0 or index.shape[0] == 0:
         return torch.zeros(index.shape[0], dtype=torch.bool, device=index.device)
-    # Axis by axis: reductions along memory are many times faster than across short rows.
-    place = torch.cat([batch.long()[None], torch.div(index.T.contiguous(), cell, rounding_mode="floor")])
-    place -= place.amin(1, keepdim=True)
-    # One number a cell, the scene in the highest place: unique on rows is many times slower.
-    key, radix = place[0], place.amax(1) + 1
-    for axis in range(1, len(place)):
-        key = key * radix[axis] + place[axis]
-    cells, of_row = torch.unique(key, return_inverse=True)
-    scene = torch.div(cells, radix[1:].prod(), rounding_mode="floor")
+    # Cells are the voxels of voxels. An image's patches lie in one plane.
+    cells = current_engine().voxelize(F.pad(index.float(), (0, 3 - index.shape[1])), float(cell), batch)
+    scene = cells.coords[:, 0].long()
     counts = torch.unique_consecutive(scene, return_counts=True)[1]
-    draw = torch.rand(len(cells), generator=generator, device=index.device)
+    draw = torch.rand(len(scene), generator=generator, device=generator.device if generator else index.device)
+    draw = draw.to(index.device)
     # Sorted by scene and draw, a cell's rank within its scene says whether it is among the hidden.
     order = torch.argsort(draw)
     order = order[torch.argsort(scene[order], stable=True)]
-    rank = torch.arange(len(cells), device=index.device)
+    rank = torch.arange(len(scene), device=index.device)
     rank = rank - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     hide = (counts * ratio).round().long().clamp(min=1)
     hide = torch.minimum(hide, counts - 1)
-    hidden = torch.empty(len(cells), dtype=torch.bool, device=index.device)
+    hidden = torch.empty(len(scene), dtype=torch.bool, device=index.device)
     hidden[order] = rank < torch.repeat_interleave(hide, counts)
-    return hidden[of_row]
+    return hidden[cells.inverse]
 
 
 def nearest_crop(coord: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:

@@ -319,6 +319,8 @@ def save_scene(scene: Scene, target: Path) -> None:
     arrays |= {name: label.long() for name, label in scene.labels.items()}
     if scene.instance is not None:
         arrays["instance"] = scene.instance.long()
+    if any(scene.origin):
+        arrays["origin"] = torch.tensor(scene.origin, dtype=torch.float64)
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
     part = target.with_name(f"{target.name}.tmp-{os.getpid()}")

@@ -1,7 +1,7 @@
 """The prepared layout, what training reads.
 
-ROOT/<split>/<scene>/coord.npy (N, 3), color.npy (N, 3), normal.npy (N, 3), segment*.npy (N,), instance.npy (N,)
-as `pcssl prepare` writes it, and as Pointcept's preprocessing scripts do; Pointcept's older .pth files and the
+ROOT/<split>/<scene>/coord.npy (N, 3), color.npy (N, 3), normal.npy (N, 3), segment*.npy (N,), instance.npy (N,),
+and origin.npy (3,) float64, what was subtracted from a scan far from zero; as `pcssl prepare` writes it, and as Pointcept's preprocessing scripts do; Pointcept's older .pth files and the
 shards that `pcssl prepare pack` writes hold the same arrays (pcssl/data/storage.py).
 """
 
@@ -54,7 +54,13 @@ class PreparedDataset(Dataset):
             labels={name: _ids(arrays, name, points, place) for name in arrays if name.startswith("segment")},
             instance=_ids(arrays, "instance", points, place),
         )
-        return complete(raw, place, name=stored.name)
+        scene = complete(raw, place, name=stored.name)
+        if "origin" in arrays:  # only of scans far from zero
+            origin = arrays["origin"]
+            if origin.shape != (3,) or not np.isfinite(origin).all():
+                raise UserError(f"{place}: origin is {origin.tolist()}, expected three numbers in metres; {_AGAIN}")
+            scene.origin = tuple(float(a + b) for a, b in zip(origin, scene.origin))
+        return scene
 
 
 def _rows(arrays: dict[str, np.ndarray], name: str, points: int, place: str) -> np.ndarray | None:

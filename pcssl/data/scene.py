@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Scene:
-    """The points of one scan, on the CPU.
+    """The points of one scan, on the CPU as readers return it.
 
     coord: (N, 3) float32, metres, z up.
     color: (N, 3) uint8, or None.
@@ -38,18 +39,27 @@ class Scene:
     def __getitem__(self, rows: Tensor) -> Scene:
         """The same scene with only these rows: (M,) int64 indices or an (N,) bool mask."""
 
-        def take(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[rows]
+        return self._each(lambda x: x[rows])
 
-        return Scene(
-            coord=self.coord[rows],
-            color=take(self.color),
-            normal=take(self.normal),
-            labels={k: v[rows] for k, v in self.labels.items()},
-            instance=take(self.instance),
-            name=self.name,
-            filled=self.filled,
-            origin=self.origin,
+    def to(self, device: torch.device) -> Scene:
+        """The same scene with its tensors on another device."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Scene:
+        """The same scene in memory that a GPU can copy from by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Scene:
+        def maybe(x: Tensor | None) -> Tensor | None:
+            return None if x is None else change(x)
+
+        return replace(
+            self,
+            coord=change(self.coord),
+            color=maybe(self.color),
+            normal=maybe(self.normal),
+            labels={name: change(label) for name, label in self.labels.items()},
+            instance=maybe(self.instance),
         )
 
     def check(self) -> Scene:

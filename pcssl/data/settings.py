@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pcssl.config import Component, Range
 from pcssl.data.crops import SceneChange
@@ -27,6 +27,7 @@ class SampleConfig:
     max_bad: Annotated[float, Range(0, 1)] = 0.05
 
     item: ClassVar[str] = "scene"
+    prepare_on = "worker"
     max_voxels = None  # without annotation: no option, unless a subclass makes it one
 
     def change(self) -> SceneChange:
@@ -47,6 +48,8 @@ class DataConfig(SampleConfig):
         before augmentation.
     crop: parts of scenes that make a sample, before any view: a sphere's radius or a box's (x, y, z), metres.
     mix: probability that a sample is two scenes in one place (Mix3D).
+    prepare_on: where samples are made of scenes: by the workers on the CPU, or by the training process on its device,
+        for which workers only read. "auto": on the device if that is a GPU and the method can.
     """
 
     voxel_size: Length = 0.02
@@ -54,6 +57,7 @@ class DataConfig(SampleConfig):
     max_voxels: Annotated[int, Range(1)] | None = None
     crop: Length | tuple[Length, Length, Length] | None = None
     mix: Annotated[float, Range(0, 1)] = 0.0
+    prepare_on: Literal["auto", "worker", "device"] = "auto"
 
     def change(self) -> SceneChange:
         return SceneChange(self.crop, self.mix)

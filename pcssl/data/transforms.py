@@ -1,8 +1,9 @@
 """Random changes of a scene's points for pre-training.
 
 Values of the defaults: those that Masked Scene Contrast (CVPR 2023) and Sonata (CVPR 2025)
-use; Masked Scene Modeling does not print its own. Every function takes `Points` and a
-`torch.Generator` and returns new `Points`; `origin` is never touched.
+use; Masked Scene Modeling does not print its own. Every function takes `Points`, on any device, and a
+`torch.Generator` of the CPU, whose numbers are the same everywhere, and returns new `Points`; `origin` is
+never touched.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pcssl.config import Range
 from pcssl.data.views import Points
+from pcssl.ops.bounds import bounds
 from pcssl.sparse import current_engine
 
 Probability = Annotated[float, Range(0, 1)]
@@ -68,9 +70,10 @@ def augment(points: Points, config: AugmentConfig, rng: torch.Generator) -> Poin
         color = auto_contrast(color, blend=uniform(0, 1, rng))
     if chance(c.color_translation_probability, rng):
         shift = (torch.rand(3, generator=rng) * 2 - 1) * 255 * c.color_translation
-        color = (color + shift).clamp(0, 255)
+        color = (color + shift.to(color.device)).clamp(0, 255)
     if chance(c.color_noise_probability, rng):
-        color = (color + torch.randn(color.shape, generator=rng) * 255 * c.color_noise).clamp(0, 255)
+        noise = torch.randn(color.shape, generator=rng).to(color.device)
+        color = noise.mul_(255).mul_(c.color_noise).add_(color).clamp_(0, 255)
     points = replace(points, color=color)
     if chance(c.drop_color, rng):
         points = drop_color(points)
@@ -102,16 +105,19 @@ def center(points: Points) -> Points:
     return replace(points, coord=points.coord - torch.stack([middle[0], middle[1], low[2]]))
 
 
-def bounds(coord: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest and highest of every axis: (N, 3) -> (3,), (3,)."""
-    axes = coord.T.contiguous()  # reducing along memory is many times faster than across rows of three
-    return axes.amin(1), axes.amax(1)
-
-
 def linear(points: Points, matrix: Tensor) -> Points:
     """coord @ matrix.T, for a matrix that turns, mirrors and scales alike in all directions; normals turn with it."""
     scale = torch.linalg.det(matrix).abs() ** (1 / 3)
-    return replace(points, coord=points.coord @ matrix.T, normal=points.normal @ (matrix / scale).T)
+    return replace(points, coord=turned(points.coord, matrix), normal=turned(points.normal, matrix / scale))
+
+
+def turned(rows: Tensor, matrix: Tensor) -> Tensor:
+    """rows (N, 3) @ matrix.T, for a matrix on the CPU."""
+    matrix = matrix.to(rows.device)
+    # Four rows side by side: a product of three columns keeps a CPU waiting.
+    whole = len(rows) // 4 * 4
+    wide = rows[:whole].reshape(-1, 12) @ torch.block_diag(*[matrix.T] * 4)
+    return torch.cat([wide.view(-1, 3), rows[whole:] @ matrix.T])
 
 
 def random_scale(span: tuple[float, float], rng: torch.Generator) -> float:
@@ -138,8 +144,8 @@ def random_flip(probability: float, rng: torch.Generator) -> Tensor:
 
 
 def jitter(points: Points, sigma: float, clip: float, rng: torch.Generator) -> Points:
-    noise = torch.randn(points.coord.shape, generator=rng) * sigma
-    return replace(points, coord=points.coord + noise.clamp(-clip, clip))
+    noise = torch.randn(points.coord.shape, generator=rng).to(points.coord.device)
+    return replace(points, coord=noise.mul_(sigma).clamp_(-clip, clip).add_(points.coord))
 
 
 def elastic(points: Points, granularity: float, magnitude: float, rng: torch.Generator) -> Points:
@@ -148,13 +154,14 @@ def elastic(points: Points, granularity: float, magnitude: float, rng: torch.Gen
     Normals stay: the bend they would follow is below their own noise.
     """
     low, high = bounds(points.coord)
-    size = ((high - low) / granularity).floor().long() + 3
+    size = ((high - low) / granularity).floor().long().cpu() + 3
     if int(size.prod()) > 20_000_000:
         raise ValueError(f"elastic distortion grid {size.tolist()} is too large: is the scene in metres?")
     noise = torch.randn(*size.tolist(), 3, generator=rng)
     for axis in (0, 1, 2) * 2:
         noise = _smooth(noise, axis)
-    return replace(points, coord=current_engine().displace(points.coord, noise * magnitude, low, granularity))
+    field = (noise * magnitude).to(points.coord.device)
+    return replace(points, coord=current_engine().displace(points.coord, field, low, granularity))
 
 
 def _smooth(x: Tensor, axis: int) -> Tensor:
@@ -182,7 +189,7 @@ def color_jitter(
         return uniform(max(0.0, 1 - strength), 1 + strength, rng)
 
     color = (color * factor(brightness)).clamp(0, 255)
-    grey = (color @ _YIQ[0]).mean()
+    grey = (color @ YIQ[0].to(color.device)).mean()
     color = ((color - grey) * factor(contrast) + grey).clamp(0, 255)
     turn, gain = 2 * math.pi * uniform(-hue, hue, rng), factor(saturation)
     spin = torch.tensor([
@@ -190,8 +197,8 @@ def color_jitter(
         [0.0, gain * math.cos(turn), -gain * math.sin(turn)],
         [0.0, gain * math.sin(turn), gain * math.cos(turn)],
     ])
-    return (color @ (torch.linalg.inv(_YIQ) @ spin @ _YIQ).T).clamp(0, 255)
+    return turned(color, torch.linalg.inv(YIQ) @ spin @ YIQ).clamp(0, 255)
 
 
 # Luma and two colour axes (NTSC); saturation and hue are a scaling and a turn of the latter.
-_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])

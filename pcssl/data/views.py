@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pcssl.data.scene import Scene
+from pcssl.ops.bounds import bounds
 from pcssl.sparse import current_engine
 
 IN_CHANNELS = 6
@@ -57,7 +58,7 @@ class VoxelView:
 
 def grid_shift(coord: Tensor, voxel_size: float) -> Tensor:
     """(3,) metres: where the voxel of the lowest coordinates begins, a multiple of the voxel size."""
-    low = coord.amin(0)
+    low = bounds(coord)[0]
     # The product can round to above the lowest point, which would then have index -1.
     return torch.minimum(torch.floor(low / voxel_size) * voxel_size, low)
 
@@ -72,10 +73,12 @@ def voxel_view(
     """
     shift = grid_shift(points.coord, voxel_size) if shift is None else shift
     voxels = current_engine().voxelize(points.coord - shift, voxel_size)
-    mean = voxels.mean(torch.cat([points.color / 127.5 - 1, points.normal, points.origin], 1))
-    color, normal, origin = mean.split(3, 1)
-    features = torch.cat([color, F.normalize(normal, dim=1)], 1)
+    values = torch.cat([points.color, points.normal, points.origin], 1)
+    total = current_engine().scatter_sum(values, voxels.inverse, len(voxels.counts))
+    color, normal, origin = (total / voxels.counts[:, None]).split(3, 1)
+    features = torch.cat([color / 127.5 - 1, F.normalize(normal, dim=1)], 1)
     index = voxels.coords[:, 1:]
     if offset is not None:
+        offset = offset.to(index.device)
         index, shift = index + offset.int(), shift - offset * voxel_size
     return VoxelView(index, features, origin, voxels.inverse, shift)

@@ -24,12 +24,15 @@ class Objective(nn.Module, ABC):
     watched: bool = False
     """Set by the trainer on the steps whose numbers it logs: `forward` may add health metrics then."""
 
+    samples_on_device: bool = False
+    """Whether the sampler and `collate` also work on scenes in a GPU's memory."""
+
     @abstractmethod
     def sampler(self) -> Callable[[Any, torch.Generator], Any]:
-        """A picklable function that makes a training sample from a scene or an image, on the CPU.
+        """A picklable function that makes a training sample from a scene or an image.
 
-        It runs in loader workers; all randomness comes from the generator. It raises
-        ValueError for one it cannot use.
+        It runs in loader workers on the CPU, with `samples_on_device` also on the scene's device. All randomness
+        comes from the generator, which is one of the CPU. It raises ValueError for an item it cannot use.
         """
 
     @abstractmethod

@@ -89,7 +89,7 @@ class MSMSample:
 class MSMBatch:
     """All views of a batch, as one: view v of scene s has batch index 2 s + v.
 
-    coords: (N, 4) int32 [batch, x, y, z]. features: (N, C). origin: (N, 3) metres.
+    coords: (N, 4) int32 [batch, x, y, z], in the order of their keys. features: (N, C). origin: (N, 3) metres.
     crop, hidden: (N,) bool; hidden voxels are in the crop.
     """
 
@@ -202,6 +202,8 @@ class Whitening(nn.Module):
 class MSM(Objective):
     """Needs a backbone with `encode(x)`, `decode(encoded, geometries, tokens)`, `.channels`, `.strides`."""
 
+    samples_on_device = True
+
     def __init__(self, config: MSMConfig, backbone: nn.Module, data: DataConfig, total_steps: int):
         super().__init__()
         for method in ("encode", "decode"):
@@ -248,7 +250,7 @@ class MSM(Objective):
 
     def forward(self, batch: MSMBatch, step: int) -> dict[str, Tensor]:
         shown = slice(None) if self.config.teacher_view == "whole" else batch.crop
-        whole = Geometry(batch.coords[shown])
+        whole = Geometry(batch.coords[shown], ascending=True)
         targets = self.teacher(SparseTensor(batch.features[shown], whole))
         for whitening, target in zip(self.whitening, targets):
             whitening.update(target.features)
@@ -288,15 +290,11 @@ class MSM(Objective):
         if visible.all():
             geometries = [level.geometry for level in encoded]
         else:
-            geometries = [Geometry(batch.coords[batch.crop])]
+            geometries = [Geometry(batch.coords[batch.crop], ascending=True)]
             for _ in encoded[1:]:
                 geometries.append(geometries[-1].coarser()[0])
         tokens = [self._token(i) for i in range(len(encoded))]
-        seen = []
-        for part, geometry in zip(encoded, geometries):
-            mark = torch.zeros(len(geometry), dtype=torch.bool, device=geometry.device)
-            mark[geometry.find(part.coords)] = True
-            seen.append(mark)
+        seen = level_marks(geometries[0], visible[batch.crop], len(encoded))
         return self.student.decode(encoded, geometries, tokens), seen
 
     def _token(self, level: int) -> Tensor:
@@ -364,14 +362,23 @@ def level_health(level: int, student: Tensor, teacher: Tensor, origin: Tensor, n
     }
 
 
-def level_means(geometry: Geometry, values: Tensor, levels: int) -> list[Tensor]:
-    """Mean of per-voxel values (N, C) over the finest voxels below each voxel, for every level."""
-    means, count = [values], values.new_ones(len(values), 1)
-    total = values
+def level_marks(geometry: Geometry, marked: Tensor, levels: int) -> list[Tensor]:
+    """For every level, (n,) bool: whether a marked one (N,) of the finest voxels is below the voxel."""
+    marks = [marked]
     for _ in range(levels - 1):
         coarse, parent = geometry.coarser()
-        total = total.new_zeros(len(coarse), total.shape[1]).index_add_(0, parent, total)
-        count = count.new_zeros(len(coarse), 1).index_add_(0, parent, count)
-        means.append(total / count)
-        geometry = coarse
+        above = marked.new_zeros(len(coarse))
+        above[parent[marked]] = True
+        marks.append(above)
+        geometry, marked = coarse, above
+    return marks
+
+
+def level_means(geometry: Geometry, values: Tensor, levels: int) -> list[Tensor]:
+    """Mean of per-voxel values (N, C) over the finest voxels below each voxel, for every level."""
+    means, total = [values], F.pad(values, (0, 1), value=1.0)  # the last column counts
+    for _ in range(levels - 1):
+        geometry, parent = geometry.coarser()
+        total = current_engine().scatter_sum(total, parent, len(geometry))
+        means.append(total[:, :-1] / total[:, -1:])
     return means

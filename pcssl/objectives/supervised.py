@@ -91,13 +91,15 @@ class SupervisedSampler:
             view = VoxelView(view.index[inside], view.features[inside], view.origin[inside], view.inverse, view.shift)
             kept = kept & inside[view.inverse]
         rows = torch.nonzero(kept)[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=rng)[: self.config.points]]
+        rows = rows[torch.randperm(len(rows), generator=rng)[: self.config.points].to(rows.device)]
         return SupervisedSample(view, (moved.coord[rows] - view.shift) / self.data.voxel_size, label[rows])
 
 
 @register("objective", "supervised", config=SupervisedConfig)
 class Supervised(Objective):
     """Works with any backbone."""
+
+    samples_on_device = True
 
     def __init__(self, config: SupervisedConfig, backbone: nn.Module, data: DataConfig, total_steps: int):
         super().__init__()
@@ -114,7 +116,7 @@ class Supervised(Objective):
             coords=torch.cat([F.pad(s.view.index, (1, 0), value=b) for b, s in enumerate(samples)]),
             features=torch.cat([s.view.features for s in samples]),
             place=torch.cat([s.place for s in samples]),
-            batch=torch.cat([torch.full((len(s.label),), b) for b, s in enumerate(samples)]),
+            batch=torch.cat([torch.full_like(s.label, b) for b, s in enumerate(samples)]),
             label=torch.cat([s.label for s in samples]),
         )
 

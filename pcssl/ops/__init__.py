@@ -10,7 +10,7 @@ from pcssl.ops.interpolate import interpolate
 from pcssl.ops.keys import KEY_RANGE, lookup, pack_keys, unpack_keys
 from pcssl.ops.nearest import nearest, radius_neighbors
 from pcssl.ops.neighbors import kernel_offsets, neighbor_table
-from pcssl.ops.segment import segment_reduce
+from pcssl.ops.segment import scatter_sum, segment_reduce
 from pcssl.ops.sparse_conv import KernelMap, sparse_conv
 from pcssl.ops.voxelize import voxelize
 
@@ -27,6 +27,7 @@ __all__ = [
     "neighbor_table",
     "pack_keys",
     "radius_neighbors",
+    "scatter_sum",
     "segment_reduce",
     "sparse_conv",
     "unpack_keys",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +15,7 @@ def displace(points: Tensor, field: Tensor, low: Tensor, spacing: float) -> Tens
     """
     if field.ndim != 4 or field.shape[3] != 3 or min(field.shape[:3]) < 2:
         raise ValueError(f"field must be (X, Y, Z, 3) with at least two along each axis, got {tuple(field.shape)}")
-    last = field.new_tensor([n - 1 for n in field.shape[:3]])
+    last = torch.tensor([n - 1 for n in field.shape[:3]], dtype=field.dtype).to(field.device)
     place = (points - low) / spacing / last * 2 - 1
     grid = place.flip(1)[None, :, None, None]
     moved = F.grid_sample(field.permute(3, 0, 1, 2)[None], grid, padding_mode="border", align_corners=True)

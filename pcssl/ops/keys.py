@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pcssl.ops.bounds import bounds
 from pcssl.ops.checks import MAX_ROWS
 
 AXIS_BITS = 17
@@ -27,7 +28,7 @@ def pack_keys(coords: Tensor) -> Tensor:
     if coords.shape[0] > MAX_ROWS:
         raise ValueError(f"coords has {coords.shape[0]} rows, more than the {MAX_ROWS} that 32 bits can number")
     if coords.shape[0]:
-        check_range(coords.amin(0).tolist(), coords.amax(0).tolist())
+        check_range(*torch.stack(bounds(coords)).tolist())
     b, x, y, z = coords.long().unbind(1)
     low = KEY_RANGE[0]
     return (((((b << AXIS_BITS) + (x - low)) << AXIS_BITS) + (y - low)) << AXIS_BITS) + (z - low)

@@ -1,11 +1,11 @@
-"""Reduction over contiguous runs of rows (CSR segments)."""
+"""Reduction over contiguous runs of rows (CSR segments), and over rows that share an index."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pcssl.ops.checks import FLOATING, INTEGER, check_tensors
+from pcssl.ops.checks import FLOATING, INT64, INTEGER, check_tensors
 
 REDUCTIONS = ("sum", "mean", "max")
 
@@ -26,6 +26,20 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tens
         return out.scatter_reduce(0, index, values, "amax", include_self=False)
     out = out.index_add(0, segment, values)
     return out if reduce == "sum" else out / lengths.clamp(min=1)[:, None].to(values.dtype)
+
+
+def scatter_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sums of the rows that share an index, differentiably.
+
+    values: (N, C) floating point. index: (N,) int64 in 0..size-1. Returns (size, C); 0 for an index without rows.
+    """
+    check_scatter(values, index)
+    return values.new_zeros(size, values.shape[1]).index_add(0, index, values)
+
+
+def check_scatter(values: Tensor, index: Tensor) -> None:
+    """TypeError or ValueError for inputs that `scatter_sum` does not take, whatever the indices are."""
+    check_tensors(values=(values, FLOATING, ("N", "C")), index=(index, INT64, ("N",)))
 
 
 def check_segments(values: Tensor, offsets: Tensor, reduce: str) -> None:

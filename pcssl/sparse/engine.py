@@ -34,6 +34,7 @@ class Engine:
     segment_reduce: Callable = ops.segment_reduce
     nearest: Callable = ops.nearest
     displace: Callable = ops.displace
+    scatter_sum: Callable = ops.scatter_sum
     radius_neighbors: Callable = ops.radius_neighbors
 
 

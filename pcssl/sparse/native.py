@@ -24,7 +24,7 @@ from pcssl.ops.interpolate import check_level, released_position
 from pcssl.ops.keys import MAX_BATCH, check_range
 from pcssl.ops.nearest import cell_keys, check_neighbors
 from pcssl.ops.neighbors import check_table
-from pcssl.ops.segment import REDUCTIONS, check_reduction, check_segments
+from pcssl.ops.segment import REDUCTIONS, check_reduction, check_scatter, check_segments
 from pcssl.ops.sparse_conv import KernelMap, check_conv
 from pcssl.ops.voxelize import Voxels, check_points
 from pcssl.sparse import implicit_gemm
@@ -246,10 +246,16 @@ class Operators:
             return ops.displace(points, field, low, spacing)
         return self.operators.displace(points.contiguous(), field.contiguous(), low.contiguous(), spacing)
 
+    def scatter_sum(self, values: Tensor, index: Tensor, size: int) -> Tensor:
+        check_scatter(values, index)
+        if self.gpu or values.dtype != torch.float32 or values.requires_grad:
+            return ops.scatter_sum(values, index, size)
+        return self.operators.scatter_sum(values.contiguous(), index.contiguous(), size)
+
 
 FUNCTIONS = (
     "sparse_conv", "neighbor_table", "interpolate", "curve_codes", "voxelize", "segment_reduce", "nearest",
-    "radius_neighbors", "displace",
+    "radius_neighbors", "displace", "scatter_sum",
 )  # fmt: skip
 
 
@@ -290,6 +296,7 @@ def _by_device(name: str) -> Callable:
 
 (
     sparse_conv, neighbor_table, interpolate, curve_codes, voxelize, segment_reduce, nearest, radius_neighbors, displace,
+    scatter_sum,
 ) = map(_by_device, FUNCTIONS)  # fmt: skip
 
 
@@ -355,6 +362,10 @@ def _register_shapes(namespace: str) -> None:
     @fake("displace")
     def _(points, field, low, spacing):
         return torch.empty_like(points)
+
+    @fake("scatter_sum")
+    def _(values, index, size):
+        return values.new_empty(size, values.shape[1])
 
     @fake("weighted_rows_grad")
     def _(grad, rows, weights, num_rows, deterministic):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pcssl.ops import lookup, pack_keys, unpack_keys
+from pcssl.ops import lookup, pack_keys
 from pcssl.ops.curves import DEPTH
 from pcssl.ops.interpolate import MODES
 from pcssl.ops.keys import AXIS_BITS, KEY_RANGE
@@ -29,17 +29,39 @@ class Geometry:
     stride: edge of a voxel in units of the finest level.
     It owns every map derived from the coordinates (neighbour tables, the coarser level, curve
     orders), built on first use: layers, directions and networks on one geometry share them.
+    ascending: the coordinates are known to be distinct and in the order of their keys, as `voxelize` leaves them;
+        keys are then made, and looked at, when they are first needed.
     Raises ValueError for duplicate voxels or coordinates out of range.
     """
 
-    def __init__(self, coords: Tensor, stride: int = 1):
-        keys, self.order = torch.sort(pack_keys(coords))
-        if keys.numel() > 1 and bool((keys[1:] == keys[:-1]).any()):
-            raise ValueError("coords contain duplicate voxels; voxelize the points first")
+    def __init__(self, coords: Tensor, stride: int = 1, *, ascending: bool = False):
         self.coords = coords.int()
         self.stride = stride
-        self.sorted_keys = keys
         self._maps: dict[tuple, object] = {}
+        if not ascending:
+            self._sorted()  # looks for what is wrong
+
+    @property
+    def sorted_keys(self) -> Tensor:
+        """(N,) int64 ascending."""
+        return self._sorted()[0]
+
+    @property
+    def order(self) -> Tensor:
+        """(N,) int64: the row of every sorted key."""
+        return self._sorted()[1]
+
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        def make() -> tuple[Tensor, Tensor]:
+            keys = pack_keys(self.coords)
+            if bool((keys[1:] > keys[:-1]).all()):
+                return keys, torch.arange(len(keys), device=keys.device)
+            keys, order = torch.sort(keys)
+            if bool((keys[1:] == keys[:-1]).any()):
+                raise ValueError("coords contain duplicate voxels; voxelize the points first")
+            return keys, order
+
+        return self.cached(("sorted",), make)
 
     def __len__(self) -> int:
         return self.coords.shape[0]
@@ -68,10 +90,9 @@ class Geometry:
         """The next level (stride doubled), and (N,) int64: the coarse row of every voxel here."""
 
         def make() -> tuple[Geometry, Tensor]:
-            halved = self.coords.clone()
-            halved[:, 1:] = torch.div(halved[:, 1:], 2, rounding_mode="floor")
-            keys, parent = torch.unique(pack_keys(halved), return_inverse=True)
-            return Geometry(unpack_keys(keys), self.stride * 2), parent
+            # Indices are small enough for float32 to hold them exactly.
+            voxels = current_engine().voxelize(self.coords[:, 1:].float(), 2.0, self.batch)
+            return Geometry(voxels.coords, self.stride * 2, ascending=True), voxels.inverse
 
         return self.cached(("coarser",), make)
 

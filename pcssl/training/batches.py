@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pcssl.data.crops import SceneChange
@@ -155,6 +157,42 @@ class StepBatches(Dataset):
         yield from np.random.default_rng([self.seed, step, slot]).permutation(len(self.scenes)).tolist()
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What a sample is made of elsewhere: the scene, and the state of the generator to go on with."""
+
+    scene: Scene
+    state: Tensor
+
+    def pin_memory(self) -> Draft:
+        return Draft(self.scene.pin_memory(), self.state)
+
+    def finish(self, sampler: Callable[[Scene, torch.Generator], Any], device: torch.device) -> Any:
+        """The sample, made on this device."""
+        rng = torch.Generator()
+        rng.set_state(self.state)
+        return sampler(self.scene.to(device), rng)
+
+
+class Drafts(list):
+    """The drafts of a batch; its `pin_memory` is for torch's loader."""
+
+    def pin_memory(self) -> Drafts:
+        return Drafts(draft.pin_memory() for draft in self)
+
+
+def _draft(scene: Scene, rng: torch.Generator) -> Draft:
+    return Draft(scene, rng.get_state())
+
+
+def _finished(batches: StepBatches, step: int, drafts: Drafts, device: torch.device) -> tuple[Any, list[BadScene]]:
+    """The batch of this step and the bad scenes met, made on the device from what the workers read."""
+    try:
+        return batches.collate([draft.finish(batches.sampler, device) for draft in drafts]), []
+    except (UserError, ValueError, OSError):
+        return batches[step]  # on the CPU, which finds the bad scene and another one for it
+
+
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
@@ -169,12 +207,31 @@ def _worker_init(_: int) -> None:
     # Ctrl-C goes to the whole process group; the main process decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    _keep_freed_memory()
 
 
-def iterate(batches: StepBatches, steps: range, workers: int, pin: bool, bad: BadScenes) -> Iterator[tuple[int, Any]]:
-    """(step, batch) for every step; `bad` gets the scenes that could not be used, and raises UserError if too many."""
+def _keep_freed_memory() -> None:
+    """Have this process keep the memory that it frees, where the C library is glibc.
+
+    glibc gives large blocks back to the system; to get those of a sample's tensors anew takes a tenth of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the second: the most that older ones take
+
+
+def iterate(
+    batches: StepBatches, steps: range, workers: int, pin: bool, bad: BadScenes, device: torch.device | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(step, batch) for every step; `bad` gets the scenes that could not be used, and raises UserError if too many.
+
+    device: samples are made there, in this process, and workers only read scenes; None: workers make them.
+    """
+    read = batches if device is None else replace(batches, sampler=_draft, collate=Drafts)
     loader = DataLoader(
-        batches,
+        read,
         batch_size=None,
         sampler=steps,
         num_workers=workers,
@@ -186,4 +243,7 @@ def iterate(batches: StepBatches, steps: range, workers: int, pin: bool, bad: Ba
     )
     for step, (batch, found) in zip(steps, loader):
         bad.add(found)
+        if device is not None:
+            batch, found = _finished(batches, step, batch, device)
+            bad.add(found)
         yield step, batch

@@ -71,6 +71,7 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
         objective: Objective = config.objective.build(backbone, config.data, total).to(device)
     except ValueError as error:
         raise UserError(f"objective {config.objective.name}: {error}") from error
+    place = device if prepares_on_device(config.data.prepare_on, objective, device) else None
     bad_scenes = BadScenes(len(scenes), config.data.max_bad, config.data.item)
     batches = StepBatches(
         scenes, objective.sampler(), objective.collate, plan.indices, config.seed, config.data.change(),
@@ -107,7 +108,7 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
     try:
         with use_engine(best_engine(config.engine)), stop_signal() as stop:
             pin = device.type == "cuda"
-            for step, batch in iterate(batches, range(start, total), config.data.workers, pin, bad_scenes):
+            for step, batch in iterate(batches, range(start, total), config.data.workers, pin, bad_scenes, place):
                 lr = warmup_cosine(step, warmup, total, config.optimizer.lr)
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group.get("factor", 1.0)
@@ -187,6 +188,15 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device: {name} was asked for, but torch {torch.__version__} sees no CUDA GPU here")
     return device
+
+
+def prepares_on_device(setting: str, objective: Objective, device: torch.device) -> bool:
+    """Whether samples are made in the training process, by `data.prepare_on`."""
+    if setting == "device" and not objective.samples_on_device:
+        raise UserError(
+            f"data.prepare_on=device: {type(objective).__name__} makes its samples in workers only; use worker or auto"
+        )
+    return setting == "device" or (setting == "auto" and device.type == "cuda" and objective.samples_on_device)
 
 
 def pick_precision(name: str, device: torch.device) -> contextlib.AbstractContextManager:
@@ -297,7 +307,7 @@ def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, dev
 
 def _without_workers(section):
     """A section without what may differ when a run goes on."""
-    free = ("workers", "max_bad")
+    free = ("workers", "prepare_on", "max_bad")
     return {k: v for k, v in section.items() if k not in free} if isinstance(section, dict) else section
 
 
