@@ -386,9 +386,9 @@ def test_voxelize_a_few_points(cpu, count):
     same_voxels(10 * torch.randn(count, 3), 0.3)
 
 
-@pytest.mark.parametrize("extent", [1, 30, 60000])
+@pytest.mark.parametrize("extent", [1, 30, 500, 60000])
 def test_voxelize_many_points(threads, extent):
-    # Near and far apart: keys that are short, and keys of more than 32 bits.
+    # Near and far apart: keys that are numbered without sorting, and sorted ones of up to 32 bits and of more.
     g = torch.Generator().manual_seed(0)
     points = (torch.rand(150_000, 3, generator=g) - 0.5) * extent
     batch = torch.randint(0, 3, (150_000,), generator=g)

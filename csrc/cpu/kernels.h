@@ -13,6 +13,12 @@ constexpr int kLeftStrip = 16;
 
 constexpr float kFar = 1e9f;  // beyond any voxel that has a key, and still an int32
 
+// Which of 64 numbers in a row are in a set, and how many of the set are below all of these.
+struct Ranks {
+  uint64_t there;
+  int64_t below;
+};
+
 enum Reduction { kSum, kMean, kMax };
 
 // Segments first..last - 1 of rows of `channels` floats: segment i is the rows
@@ -78,6 +84,15 @@ struct Kernels {
 
   // Positions of coords (count, 4) along a curve through 2^depth cells an axis. swap: x and y change places.
   void (*curve_codes)(const int32_t* coords, int64_t count, bool swap, bool hilbert, int depth, int64_t* codes);
+
+  // Ranks of short keys, in two levels: first[k >> 12] is about runs of 64 keys, of which only those with keys in
+  // them are in `second` (room for as many as keys). Both are written, and the run of every key: its place in
+  // `second`. Returns how many different keys there are.
+  int64_t (*rank_keys)(const uint32_t* keys, int64_t count, Ranks* first, int64_t firsts, Ranks* second, int32_t* runs);
+
+  // The rank of every key, how many keys have each rank, and the coords of each.
+  void (*take_ranks)(const uint32_t* keys, int64_t count, const Ranks* second, const int32_t* runs, const ShortKeys& how,
+                     int64_t* rank, int64_t* counts, int32_t* coords);
 
   // Keys of at most 32 bits, and the coords (count, 4) [batch, x, y, z] of such keys.
   void (*shorten)(const int64_t* keys, int64_t count, const ShortKeys& how, uint32_t* shortened);

@@ -205,7 +205,7 @@ namespace {
 constexpr Kernels make_kernels(const char* name) {
   return {name, LANES, TILE_ROWS, kStrip, OUTER_ROWS, kOuterStrip, compact, gather_tiles, multiply,
           gather_left, gather_right, outer, add_scaled, rising, reduce, reduce_grad, voxel_keys, key_bounds,
-          coord_bounds, curve_codes, shorten, coords_of};
+          coord_bounds, curve_codes, rank_keys, take_ranks, shorten, coords_of};
 }
 
 }  // namespace
