@@ -7,8 +7,8 @@
 
 namespace pcssl {
 
-// Panels are copies of a few hundred feature rows, laid out so that `multiply` and `outer`
-// read them in order: they stay in the L2 cache, whatever the size of the scene.
+// Panels are copies of a few hundred feature rows, laid out so that `outer` reads them in order:
+// they stay in the L2 cache, whatever the size of the scene.
 constexpr int kLeftStrip = 16;
 
 constexpr float kFar = 1e9f;  // beyond any voxel that has a key, and still an int32
@@ -31,7 +31,6 @@ struct Segments {
 struct Kernels {
   const char* name;
   int lanes;         // floats in a vector
-  int tile_rows;     // rows that `multiply` keeps in registers
   int strip;         // columns of a strip of packed weights
   int outer_rows;    // `outer` keeps outer_rows x outer_strip sums in registers
   int outer_strip;
@@ -40,13 +39,10 @@ struct Kernels {
   // Both lists need room for n + 16.
   int (*compact)(const int32_t* table, int n, int32_t* into, int32_t* out);
 
-  // Rows of `features` (., channels) to a panel [tile][chunk of lanes][tile_rows][lanes].
-  void (*gather_tiles)(const float* features, int64_t channels, const int32_t* rows, int count, float* panel);
-
-  // sums[out[r], 0..columns) += panel row r (depth) @ weight, for the rows r of a tile panel.
+  // sums[out[r], 0..columns) += features[rows[r]] @ weight for r < count. features: rows of `depth` floats.
   // weight: [strip][depth][strip columns]. sums: leading dimension ld, a multiple of lanes.
-  void (*multiply)(const float* panel, int count, int depth, const float* weight, int columns, const int32_t* out,
-                   float* sums, int64_t ld);
+  void (*multiply)(const float* features, int64_t depth, const int32_t* rows, int count, const float* weight,
+                   int columns, const int32_t* out, float* sums, int64_t ld);
 
   // Rows of `features` to a panel [strip][count][width], padded with zeros to whole strips:
   // kLeftStrip wide for the left side of `outer`, outer_strip wide for the right side.
