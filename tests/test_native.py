@@ -459,6 +459,18 @@ def test_the_maximum_of_what_is_not_a_number_is_not_a_number(cpu, channels):
     assert torch.nonzero(got.isnan()).tolist() == [[0, 0], [1, 2]]
 
 
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+def test_the_gradient_of_segments_larger_than_the_caches(cpu, threads, reduce):
+    threads(2)
+    offsets = torch.arange(0, 140_001, 2).clamp(max=70_001)  # empty ones in the end
+    values = torch.randn(70_001, 64).requires_grad_()
+    grad = torch.randn(len(offsets) - 1, 64)
+    got, want = (
+        torch.autograd.grad(f(values, offsets, reduce), values, grad)[0] for f in (native.segment_reduce, ops.segment_reduce)
+    )
+    close(got, want)
+
+
 def test_segments_of_no_channels():
     assert native.segment_reduce(torch.zeros(4, 0), torch.tensor([0, 1, 4])).shape == (2, 0)
 

@@ -7,10 +7,6 @@
 
 namespace pcssl {
 
-// Panels are copies of a few hundred feature rows, laid out so that `outer` reads them in order:
-// they stay in the L2 cache, whatever the size of the scene.
-constexpr int kLeftStrip = 16;
-
 constexpr float kFar = 1e9f;  // beyond any voxel that has a key, and still an int32
 
 // Which of 64 numbers in a row are in a set, and how many of the set are below all of these.
@@ -22,18 +18,28 @@ struct Ranks {
 enum Reduction { kSum, kMean, kMax };
 
 // Segments first..last - 1 of rows of `channels` floats: segment i is the rows
-// offsets[i]..offsets[i + 1] - 1.
+// offsets[i]..offsets[i + 1] - 1. large: all rows together are more than the caches hold.
 struct Segments {
   const int64_t* offsets;
   int64_t first, last, channels;
+  bool large;
+};
+
+// Chosen rows of `width` floats.
+struct Rows {
+  const float* data;
+  const int32_t* chosen;
+  int64_t width, column = 0;
+
+  const float* at(int i) const { return data + chosen[i] * width + column; }
+  Rows from(int64_t c) const { return {data, chosen, width, c}; }
 };
 
 struct Kernels {
   const char* name;
   int lanes;         // floats in a vector
   int strip;         // columns of a strip of packed weights
-  int outer_rows;    // `outer` keeps outer_rows x outer_strip sums in registers
-  int outer_strip;
+  int outer_rows;    // rows of sums that `outer` keeps in registers
 
   // The entries >= 0 of table[0..n): their values to `into`, their places to `out`; how many.
   // Both lists need room for n + 16.
@@ -44,13 +50,12 @@ struct Kernels {
   void (*multiply)(const float* features, int64_t depth, const int32_t* rows, int count, const float* weight,
                    int columns, const int32_t* out, float* sums, int64_t ld);
 
-  // Rows of `features` to a panel [strip][count][width], padded with zeros to whole strips:
-  // kLeftStrip wide for the left side of `outer`, outer_strip wide for the right side.
-  void (*gather_left)(const float* features, int64_t channels, const int32_t* rows, int count, float* panel);
-  void (*gather_right)(const float* features, int64_t channels, const int32_t* rows, int count, float* panel);
+  // Rows of `features` (., channels) to a panel (count, width), padded with zeros.
+  void (*pad)(const float* features, int64_t channels, const int32_t* rows, int count, int64_t width, float* panel);
 
-  // sums (rows, ld) += left^T @ right over `count` rows. rows: a multiple of outer_rows.
-  void (*outer)(const float* left, int rows, const float* right, int columns, int count, float* sums, int64_t ld);
+  // sums (left.width, right.width) += left^T @ right over `count` rows. left.width: a multiple of outer_rows,
+  // right.width: of lanes.
+  void (*outer)(Rows left, Rows right, int count, float* sums);
 
   // y[0..n) += scale * x[0..n)
   void (*add_scaled)(const float* x, float scale, int64_t n, float* y);
