@@ -156,12 +156,9 @@ class WeightGradient {
   WeightGradient(const float* features, int64_t in, const float* grad, int64_t out, const int32_t* map,
                  int64_t offsets, int64_t rows, int64_t num_in)
       : features_(features), grad_(grad), map_(map), in_(in), out_(out), offsets_(offsets), rows_(rows),
-        num_in_(num_in), workers_(threads()), high_(round_up(out, cpu_.outer_rows)), ld_(round_up(in, cpu_.lanes)),
-        size_(high_ * ld_), in_order_(chunk()),
+        num_in_(num_in), workers_(threads()), ld_(round_up(in, cpu_.lanes)), size_(round_up(out, cpu_.outer_rows) * ld_),
         parts_(std::min({int64_t{workers_}, parts_of(6 * workers_, offsets), affordable()})),
-        sums_(parts_ * offsets * size_) {
-    std::iota(in_order_.begin(), in_order_.end(), 0);
-  }
+        sums_(parts_ * offsets * size_) {}
 
   bool run() {
     const auto tasks = workers_ > 1 ? share(map_, offsets_, rows_, parts_, workers_) : all_tasks();
@@ -200,7 +197,7 @@ class WeightGradient {
 
   void work(const std::vector<Task>& tasks) {
     const int64_t longest = stretch();
-    const Scratch<float> left(chunk() * high_), right(chunk() * ld_);
+    const Scratch<float> left(chunk() * round_up(out_, kLeftStrip)), right(chunk() * round_up(in_, cpu_.outer_strip));
     const Scratch<int32_t> from(longest + 16), to(longest + 16);
     for (const Task& task : tasks) std::fill_n(sums(task.part, task.offset), size_, 0.0f);
     for (size_t i = 0, next; i < tasks.size(); i = next) {
@@ -223,18 +220,13 @@ class WeightGradient {
 
   void add(const float* grad, const int32_t* from, const int32_t* to, int count, float* left, float* right,
            float* sums) const {
+    const int high = static_cast<int>(round_up(out_, cpu_.outer_rows));
     for (int first = 0; first < count; first += chunk()) {
       const int size = std::min(chunk(), count - first);
-      cpu_.outer(whole({grad, to + first, out_}, high_, size, left), whole({features_, from + first, in_}, ld_, size, right),
-                 size, sums);
+      cpu_.gather_left(grad, out_, to + first, size, left);
+      cpu_.gather_right(features_, in_, from + first, size, right);
+      cpu_.outer(left, high, right, static_cast<int>(in_), size, sums, ld_);
     }
-  }
-
-  // The rows themselves where they are so wide, else copies that are.
-  Rows whole(Rows rows, int64_t width, int count, float* panel) const {
-    if (rows.width == width) return rows;
-    cpu_.pad(rows.data, rows.width, rows.chosen, count, width, panel);
-    return {panel, in_order_.data(), width};
   }
 
   const Kernels& cpu_ = kernels();
@@ -242,9 +234,7 @@ class WeightGradient {
   const int32_t* map_;
   const int64_t in_, out_, offsets_, rows_, num_in_;
   const int workers_;
-  const int64_t high_, ld_, size_;
-  std::vector<int32_t> in_order_;
-  const int64_t parts_;
+  const int64_t ld_, size_, parts_;
   const Scratch<float> sums_;
   std::atomic<bool> valid_{true};
 };

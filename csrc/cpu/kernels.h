@@ -7,6 +7,10 @@
 
 namespace pcssl {
 
+// Panels are copies of a few hundred feature rows, laid out so that `outer` reads them in order:
+// they stay in the L2 cache, whatever the size of the scene.
+constexpr int kLeftStrip = 16;
+
 constexpr float kFar = 1e9f;  // beyond any voxel that has a key, and still an int32
 
 // Which of 64 numbers in a row are in a set, and how many of the set are below all of these.
@@ -25,21 +29,12 @@ struct Segments {
   bool large;
 };
 
-// Chosen rows of `width` floats.
-struct Rows {
-  const float* data;
-  const int32_t* chosen;
-  int64_t width, column = 0;
-
-  const float* at(int i) const { return data + chosen[i] * width + column; }
-  Rows from(int64_t c) const { return {data, chosen, width, c}; }
-};
-
 struct Kernels {
   const char* name;
   int lanes;         // floats in a vector
   int strip;         // columns of a strip of packed weights
-  int outer_rows;    // rows of sums that `outer` keeps in registers
+  int outer_rows;    // `outer` keeps outer_rows x outer_strip sums in registers
+  int outer_strip;
 
   // The entries >= 0 of table[0..n): their values to `into`, their places to `out`; how many.
   // Both lists need room for n + 16.
@@ -50,12 +45,13 @@ struct Kernels {
   void (*multiply)(const float* features, int64_t depth, const int32_t* rows, int count, const float* weight,
                    int columns, const int32_t* out, float* sums, int64_t ld);
 
-  // Rows of `features` (., channels) to a panel (count, width), padded with zeros.
-  void (*pad)(const float* features, int64_t channels, const int32_t* rows, int count, int64_t width, float* panel);
+  // Rows of `features` to a panel [strip][count][width], padded with zeros to whole strips:
+  // kLeftStrip wide for the left side of `outer`, outer_strip wide for the right side.
+  void (*gather_left)(const float* features, int64_t channels, const int32_t* rows, int count, float* panel);
+  void (*gather_right)(const float* features, int64_t channels, const int32_t* rows, int count, float* panel);
 
-  // sums (left.width, right.width) += left^T @ right over `count` rows. left.width: a multiple of outer_rows,
-  // right.width: of lanes.
-  void (*outer)(Rows left, Rows right, int count, float* sums);
+  // sums (rows, ld) += left^T @ right over `count` rows. rows: a multiple of outer_rows.
+  void (*outer)(const float* left, int rows, const float* right, int columns, int count, float* sums, int64_t ld);
 
   // y[0..n) += scale * x[0..n)
   void (*add_scaled)(const float* x, float scale, int64_t n, float* y);

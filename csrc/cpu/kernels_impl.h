@@ -20,6 +20,8 @@ typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
 typedef int32_t LooseIntVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 constexpr int kStrip = TILE_VECS * LANES;
+constexpr int kOuterStrip = OUTER_VECS * LANES;
+static_assert(kLeftStrip % OUTER_ROWS == 0);
 
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
@@ -114,26 +116,40 @@ void multiply(const float* features, int64_t depth, const int32_t* rows, int cou
   }
 }
 
-void pad(const float* features, int64_t channels, const int32_t* rows, int count, int64_t width, float* panel) {
-  for (int r = 0; r < count; ++r, panel += width) {
+template <int WIDTH>
+void gather_strips_of(const float* features, int64_t channels, const int32_t* rows, int count, float* panel) {
+  const int64_t whole = channels / WIDTH * WIDTH, jump = static_cast<int64_t>(count) * WIDTH;
+  for (int r = 0; r < count; ++r) {
     const float* from = features + rows[r] * channels;
-    for (int64_t c = 0; c < width; ++c) panel[c] = c < channels ? from[c] : 0.0f;
+    float* to = panel + r * WIDTH;
+    for (int64_t c = 0; c < whole; c += WIDTH, to += jump)
+#pragma GCC unroll 8
+      for (int i = 0; i < WIDTH; i += LANES) store(to + i, load(from + c + i));
+    if (whole < channels)
+      for (int i = 0; i < WIDTH; ++i) to[i] = whole + i < channels ? from[whole + i] : 0.0f;
   }
 }
 
+void gather_left(const float* features, int64_t channels, const int32_t* rows, int count, float* panel) {
+  gather_strips_of<kLeftStrip>(features, channels, rows, count, panel);
+}
+
+void gather_right(const float* features, int64_t channels, const int32_t* rows, int count, float* panel) {
+  gather_strips_of<kOuterStrip>(features, channels, rows, count, panel);
+}
+
 template <int VECS>
-void outer_tile(const Rows& left, const Rows& right, int count, float* sums, int64_t ld) {
+void outer_tile(const float* left, const float* right, int count, float* sums, int64_t ld) {
   Vec sum[OUTER_ROWS][VECS] = {};
-  for (int p = 0; p < count; ++p) {
-    const float *a = left.at(p), *b = right.at(p);
-    Vec y[VECS];
+  for (int p = 0; p < count; ++p, left += kLeftStrip, right += kOuterStrip) {
+    Vec b[VECS];
 #pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) y[v] = load(b + v * LANES);
+    for (int v = 0; v < VECS; ++v) b[v] = load(right + v * LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < OUTER_ROWS; ++r) {
-      const Vec x = broadcast(a[r]);
+      const Vec a = broadcast(left[r]);
 #pragma GCC unroll 8
-      for (int v = 0; v < VECS; ++v) sum[r][v] += x * y[v];
+      for (int v = 0; v < VECS; ++v) sum[r][v] += a * b[v];
     }
   }
 #pragma GCC unroll 16
@@ -146,18 +162,20 @@ void outer_tile(const Rows& left, const Rows& right, int count, float* sums, int
 }
 
 template <int VECS>
-void outer_columns(int vecs, const Rows& left, const Rows& right, int count, float* sums, int64_t ld) {
+void outer_columns(int vecs, const float* left, const float* right, int count, float* sums, int64_t ld) {
   if constexpr (VECS > 1)
     if (vecs < VECS) return outer_columns<VECS - 1>(vecs, left, right, count, sums, ld);
   outer_tile<VECS>(left, right, count, sums, ld);
 }
 
-void outer(Rows left, Rows right, int count, float* sums) {
-  const int64_t ld = right.width;
-  for (int64_t column = 0; column < ld; column += OUTER_VECS * LANES) {
-    const int vecs = min_of(OUTER_VECS, static_cast<int>((ld - column) / LANES));
-    for (int64_t row = 0; row < left.width; row += OUTER_ROWS)
-      outer_columns<OUTER_VECS>(vecs, left.from(row), right.from(column), count, sums + row * ld + column, ld);
+void outer(const float* left, int rows, const float* right, int columns, int count, float* sums, int64_t ld) {
+  for (int column = 0; column < columns; column += kOuterStrip) {
+    const int vecs = min_of(OUTER_VECS, (columns - column + LANES - 1) / LANES);
+    const float* b = right + static_cast<int64_t>(column) * count;
+    for (int row = 0; row < rows; row += OUTER_ROWS) {
+      const float* a = left + static_cast<int64_t>(row / kLeftStrip) * kLeftStrip * count + row % kLeftStrip;
+      outer_columns<OUTER_VECS>(vecs, a, b, count, sums + row * ld + column, ld);
+    }
   }
 }
 
@@ -178,7 +196,8 @@ namespace pcssl {
 namespace {
 
 constexpr Kernels make_kernels(const char* name) {
-  return {name, LANES, kStrip, OUTER_ROWS, compact, multiply, pad, outer, add_scaled, rising, reduce, reduce_grad, voxel_keys, key_bounds,
+  return {name, LANES, kStrip, OUTER_ROWS, kOuterStrip, compact, multiply,
+          gather_left, gather_right, outer, add_scaled, rising, reduce, reduce_grad, voxel_keys, key_bounds,
           coord_bounds, curve_codes, rank_keys, take_ranks, shorten, coords_of};
 }
 
