@@ -5,6 +5,8 @@
 namespace pcssl {
 namespace {
 
+constexpr int64_t kLarge = 16 << 20;  // bytes
+
 // All segments of `rows` rows.
 Segments check(const Tensor& offsets, int64_t rows, int64_t channels, int64_t reduction) {
   STD_TORCH_CHECK(reduction >= kSum && reduction <= kMax, "unknown reduction");
@@ -12,7 +14,7 @@ Segments check(const Tensor& offsets, int64_t rows, int64_t channels, int64_t re
   const int64_t count = offsets.size(0) - 1;
   STD_TORCH_CHECK(count >= 0 && at[0] == 0 && at[count] == rows && kernels().rising(at, count + 1),
                   "offsets must rise from 0 to the number of rows");
-  return {at, 0, count, channels};
+  return {at, 0, count, channels, 4 * rows * channels >= kLarge};
 }
 
 // Calls work(segments) for a run of the segments on each thread.

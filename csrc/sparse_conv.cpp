@@ -1,8 +1,7 @@
 // Sparse convolution over a table (K, N_out) of input rows, -1 where there is none.
 //
 // Output rows are worked on in blocks whose sums stay in the L2 cache. For every kernel offset,
-// the input rows that exist are gathered into a panel and multiplied with the weights of that
-// offset. Every output row is summed by one thread in the order of the offsets, so results do
+// the input rows that exist are multiplied with the weights of that offset. Every output row is summed by one thread in the order of the offsets, so results do
 // not depend on the number of threads or the size of blocks.
 #include <algorithm>
 #include <atomic>
@@ -16,7 +15,7 @@
 namespace pcssl {
 namespace {
 
-constexpr int64_t kCache = 768 << 10;  // bytes of a thread's sums and panel: most of a 1 MB L2 cache
+constexpr int64_t kCache = 768 << 10;  // bytes of a thread's sums and features: most of a 1 MB L2 cache
 constexpr int64_t kSums = 6 << 20;     // bytes of a thread's sums for the gradient of the weight
 
 struct Weight {  // [k][in][out] at any strides
@@ -45,6 +44,11 @@ void pack(const Weight& w, int strip, float* packed, int threads) {
           for (int64_t i = first; i < std::min<int64_t>(first + 16, w.in); ++i)
             to[i * strip + o] = o < width ? from[i * w.step_in + o * w.step_out] : 0.0f;
     }
+}
+
+// Asks for a run of the table ahead of its use: it is too short for the CPU to see it coming.
+void fetch(const int32_t* table, int64_t size) {
+  for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(table + i);
 }
 
 bool rows_within(const int32_t* rows, int count, int64_t limit) {
@@ -86,7 +90,7 @@ Tensor sparse_conv(Tensor features, Tensor weight, std::optional<Tensor> bias, T
   std::atomic<bool> valid{true};
 #pragma omp parallel num_threads(workers)
   {
-    const Scratch<float> panel(round_up(block, cpu.tile_rows) * round_up(w.in, cpu.lanes)), sums(block * ld);
+    const Scratch<float> sums(block * ld);
     const Scratch<int32_t> from(block + 16), to(block + 16);
 #pragma omp for schedule(dynamic)
     for (int64_t b = 0; b < blocks; ++b) {
@@ -101,8 +105,8 @@ Tensor sparse_conv(Tensor features, Tensor weight, std::optional<Tensor> bias, T
           valid = false;
           break;
         }
-        cpu.gather_tiles(in, w.in, from.get(), count, panel.get());
-        cpu.multiply(panel.get(), count, static_cast<int>(w.in), packed.get() + k * strips * cpu.strip * w.in,
+        if (k + 1 < w.offsets) fetch(map + (flip ? offset - 1 : offset + 1) * rows + first, size);
+        cpu.multiply(in, w.in, from.get(), count, packed.get() + k * strips * cpu.strip * w.in,
                      static_cast<int>(w.out), to.get(), sums.get(), ld);
       }
       for (int r = 0; r < size; ++r) std::copy_n(sums.get() + r * ld, w.out, out + (first + r) * w.out);
@@ -202,6 +206,7 @@ class WeightGradient {
       for (int64_t row = cut(rows_, parts_, tasks[i].part); row < end; row += longest)
         for (size_t t = i; t < next; ++t) {
           const int32_t* map = map_ + tasks[t].offset * rows_ + row;
+          if (t + 1 < next) fetch(map_ + tasks[t + 1].offset * rows_ + row, std::min(longest, end - row));
           const int count = cpu_.compact(map, static_cast<int>(std::min(longest, end - row)), from.get(), to.get());
           if (!rows_within(from.get(), count, num_in_)) {
             valid_ = false;

@@ -25,6 +25,23 @@ std::tuple<Tensor, Tensor> voxel_keys(Tensor points, double size, Tensor batch) 
   return {result, limits};
 }
 
+// Keys so close together that sets of them fit beside them are numbered without sorting.
+int64_t sets_of(const ShortKeys& how) { return (int64_t{1} << how.bits >> 12) + 1; }
+
+std::tuple<Tensor, Tensor, Tensor> unique_near(const Tensor& keys, const ShortKeys& how) {
+  const int64_t rows = keys.size(0);
+  const Scratch<uint32_t> near(rows);
+  const Scratch<int32_t> runs(rows);
+  const Scratch<Ranks> first(sets_of(how)), second(rows);
+  kernels().shorten(read<int64_t>(keys, 1, "keys"), rows, how, near.get());
+  const int64_t count = kernels().rank_keys(near.get(), rows, first.get(), sets_of(how), second.get(), runs.get());
+  Tensor coords = make<int32_t>(keys, {count, 4}), inverse = make<int64_t>(keys, {rows}), counts = make<int64_t>(keys, {count});
+  std::fill_n(write<int64_t>(counts), count, 0);
+  kernels().take_ranks(near.get(), rows, second.get(), runs.get(), how, write<int64_t>(inverse), write<int64_t>(counts),
+                       write<int32_t>(coords));
+  return {coords, inverse, counts};
+}
+
 template <typename Short>
 std::tuple<Tensor, Tensor, Tensor> unique(const Tensor& keys, const ShortKeys& how) {
   const int64_t rows = keys.size(0);
@@ -59,6 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> unique_voxels(Tensor keys) {
   const int64_t rows = keys.size(0);
   STD_TORCH_CHECK(rows <= INT32_MAX, "too many points");
   const ShortKeys how = how_to_shorten(from, rows);
+  if (how.bits <= 32 && sets_of(how) <= rows) return unique_near(keys, how);
   return how.bits <= 32 ? unique<uint32_t>(keys, how) : unique<uint64_t>(keys, how);
 }
 

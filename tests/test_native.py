@@ -386,9 +386,9 @@ def test_voxelize_a_few_points(cpu, count):
     same_voxels(10 * torch.randn(count, 3), 0.3)
 
 
-@pytest.mark.parametrize("extent", [1, 30, 60000])
+@pytest.mark.parametrize("extent", [1, 30, 500, 60000])
 def test_voxelize_many_points(threads, extent):
-    # Near and far apart: keys that are short, and keys of more than 32 bits.
+    # Near and far apart: keys that are numbered without sorting, and sorted ones of up to 32 bits and of more.
     g = torch.Generator().manual_seed(0)
     points = (torch.rand(150_000, 3, generator=g) - 0.5) * extent
     batch = torch.randint(0, 3, (150_000,), generator=g)
@@ -457,6 +457,18 @@ def test_the_maximum_of_what_is_not_a_number_is_not_a_number(cpu, channels):
     values[1, 0] = values[4, 2] = float("nan")
     got = native.segment_reduce(values, torch.tensor([0, 3, 5]), "max")
     assert torch.nonzero(got.isnan()).tolist() == [[0, 0], [1, 2]]
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+def test_the_gradient_of_segments_larger_than_the_caches(cpu, threads, reduce):
+    threads(2)
+    offsets = torch.arange(0, 140_001, 2).clamp(max=70_001)  # empty ones in the end
+    values = torch.randn(70_001, 64).requires_grad_()
+    grad = torch.randn(len(offsets) - 1, 64)
+    got, want = (
+        torch.autograd.grad(f(values, offsets, reduce), values, grad)[0] for f in (native.segment_reduce, ops.segment_reduce)
+    )
+    close(got, want)
 
 
 def test_segments_of_no_channels():

@@ -7,25 +7,31 @@
 
 namespace pcssl {
 
-// Panels are copies of a few hundred feature rows, laid out so that `multiply` and `outer`
-// read them in order: they stay in the L2 cache, whatever the size of the scene.
+// Panels are copies of a few hundred feature rows, laid out so that `outer` reads them in order:
+// they stay in the L2 cache, whatever the size of the scene.
 constexpr int kLeftStrip = 16;
 
 constexpr float kFar = 1e9f;  // beyond any voxel that has a key, and still an int32
 
+// Which of 64 numbers in a row are in a set, and how many of the set are below all of these.
+struct Ranks {
+  uint64_t there;
+  int64_t below;
+};
+
 enum Reduction { kSum, kMean, kMax };
 
 // Segments first..last - 1 of rows of `channels` floats: segment i is the rows
-// offsets[i]..offsets[i + 1] - 1.
+// offsets[i]..offsets[i + 1] - 1. large: all rows together are more than the caches hold.
 struct Segments {
   const int64_t* offsets;
   int64_t first, last, channels;
+  bool large;
 };
 
 struct Kernels {
   const char* name;
   int lanes;         // floats in a vector
-  int tile_rows;     // rows that `multiply` keeps in registers
   int strip;         // columns of a strip of packed weights
   int outer_rows;    // `outer` keeps outer_rows x outer_strip sums in registers
   int outer_strip;
@@ -34,13 +40,10 @@ struct Kernels {
   // Both lists need room for n + 16.
   int (*compact)(const int32_t* table, int n, int32_t* into, int32_t* out);
 
-  // Rows of `features` (., channels) to a panel [tile][chunk of lanes][tile_rows][lanes].
-  void (*gather_tiles)(const float* features, int64_t channels, const int32_t* rows, int count, float* panel);
-
-  // sums[out[r], 0..columns) += panel row r (depth) @ weight, for the rows r of a tile panel.
+  // sums[out[r], 0..columns) += features[rows[r]] @ weight for r < count. features: rows of `depth` floats.
   // weight: [strip][depth][strip columns]. sums: leading dimension ld, a multiple of lanes.
-  void (*multiply)(const float* panel, int count, int depth, const float* weight, int columns, const int32_t* out,
-                   float* sums, int64_t ld);
+  void (*multiply)(const float* features, int64_t depth, const int32_t* rows, int count, const float* weight,
+                   int columns, const int32_t* out, float* sums, int64_t ld);
 
   // Rows of `features` to a panel [strip][count][width], padded with zeros to whole strips:
   // kLeftStrip wide for the left side of `outer`, outer_strip wide for the right side.
@@ -78,6 +81,15 @@ struct Kernels {
 
   // Positions of coords (count, 4) along a curve through 2^depth cells an axis. swap: x and y change places.
   void (*curve_codes)(const int32_t* coords, int64_t count, bool swap, bool hilbert, int depth, int64_t* codes);
+
+  // Ranks of short keys, in two levels: first[k >> 12] is about runs of 64 keys, of which only those with keys in
+  // them are in `second` (room for as many as keys). Both are written, and the run of every key: its place in
+  // `second`. Returns how many different keys there are.
+  int64_t (*rank_keys)(const uint32_t* keys, int64_t count, Ranks* first, int64_t firsts, Ranks* second, int32_t* runs);
+
+  // The rank of every key, how many keys have each rank, and the coords of each.
+  void (*take_ranks)(const uint32_t* keys, int64_t count, const Ranks* second, const int32_t* runs, const ShortKeys& how,
+                     int64_t* rank, int64_t* counts, int32_t* coords);
 
   // Keys of at most 32 bits, and the coords (count, 4) [batch, x, y, z] of such keys.
   void (*shorten)(const int64_t* keys, int64_t count, const ShortKeys& how, uint32_t* shortened);

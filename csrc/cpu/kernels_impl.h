@@ -6,7 +6,7 @@
 
 #include "kernels.h"
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -21,12 +21,21 @@ typedef int32_t LooseIntVec __attribute__((vector_size(4 * LANES), aligned(4), m
 
 constexpr int kStrip = TILE_VECS * LANES;
 constexpr int kOuterStrip = OUTER_VECS * LANES;
-// Depth of a pass over a strip: 192 x 32 floats of weights and 12 rows of features fit the L1 cache.
-constexpr int kDepth = 192;
-static_assert(kDepth % LANES == 0 && kLeftStrip % OUTER_ROWS == 0);
+static_assert(kLeftStrip % OUTER_ROWS == 0);
 
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
+// Past the caches, without reading what was there; p: at the boundary of a vector. `written` ends a run of these.
+#ifdef __AVX512F__
+inline void stream(float* p, Vec v) { _mm512_stream_ps(p, reinterpret_cast<const __m512&>(v)); }
+inline void written() { _mm_sfence(); }
+#elif defined(__AVX2__)
+inline void stream(float* p, Vec v) { _mm256_stream_ps(p, reinterpret_cast<const __m256&>(v)); }
+inline void written() { _mm_sfence(); }
+#else
+inline void stream(float* p, Vec v) { store(p, v); }
+inline void written() {}
+#endif
 inline Vec broadcast(float x) { return x - Vec{}; }
 inline int min_of(int a, int b) { return a < b ? a : b; }
 
@@ -51,41 +60,30 @@ int compact(const int32_t* table, int n, int32_t* into, int32_t* out) {
   return count;
 }
 
-void gather_tiles(const float* features, int64_t channels, const int32_t* rows, int count, float* panel) {
-  const int whole = static_cast<int>(channels / LANES), rest = static_cast<int>(channels % LANES);
-  const int64_t tile_size = static_cast<int64_t>(whole + (rest > 0)) * TILE_ROWS * LANES;
-  for (int first = 0; first < count; first += TILE_ROWS, panel += tile_size) {
-    const int height = min_of(TILE_ROWS, count - first);
-    for (int r = 0; r < height; ++r) {
-      const float* from = features + rows[first + r] * channels;
-      float* to = panel + r * LANES;
-      for (int c = 0; c < whole; ++c) store(to + c * (TILE_ROWS * LANES), load(from + c * LANES));
-      for (int i = 0; i < rest; ++i) to[whole * (TILE_ROWS * LANES) + i] = from[whole * LANES + i];
+// Asks for a row of features, which the CPU cannot see coming.
+inline void fetch_row(const float* features, int64_t channels, int32_t row) {
+  for (int64_t c = 0; c < channels; c += 16) __builtin_prefetch(features + row * channels + c);
+}
+
+// sums[out[r]] += features[rows[r]] @ weight for ROWS rows and VECS vectors of columns.
+template <int ROWS, int VECS>
+void multiply_tile(const float* features, int64_t depth, const int32_t* rows, const float* weight, const int32_t* out,
+                   float* sums, int64_t ld) {
+  Vec sum[ROWS][VECS] = {};
+  const float* from[ROWS];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) from[r] = features + rows[r] * depth;
+  for (int64_t i = 0; i < depth; ++i, weight += kStrip) {
+    Vec right[VECS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) right[v] = load(weight + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const Vec left = broadcast(from[r][i]);
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v) sum[r][v] += left * right[v];
     }
   }
-}
-
-// One step along the depth: sum[r] += a[r] * b.
-template <int ROWS, int VECS>
-inline __attribute__((always_inline)) void step(Vec (&sum)[ROWS][VECS], const float* a, const float* b) {
-  Vec right[VECS];
-#pragma GCC unroll 8
-  for (int v = 0; v < VECS; ++v) right[v] = load(b + v * LANES);
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    const Vec left = broadcast(a[r * LANES]);
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) sum[r][v] += left * right[v];
-  }
-}
-
-template <int ROWS, int VECS>
-void multiply_tile(const float* a, int depth, const float* b, const int32_t* out, float* sums, int64_t ld) {
-  Vec sum[ROWS][VECS] = {};
-  for (; depth >= LANES; depth -= LANES, a += TILE_ROWS * LANES, b += LANES * kStrip)
-#pragma GCC unroll 4
-    for (int i = 0; i < LANES; ++i) step<ROWS, VECS>(sum, a + i, b + i * kStrip);
-  for (int i = 0; i < depth; ++i) step<ROWS, VECS>(sum, a + i, b + i * kStrip);
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
     float* to = sums + out[r] * ld;
@@ -94,7 +92,7 @@ void multiply_tile(const float* a, int depth, const float* b, const int32_t* out
   }
 }
 
-typedef void (*TileFunction)(const float*, int, const float*, const int32_t*, float*, int64_t);
+typedef void (*TileFunction)(const float*, int64_t, const int32_t*, const float*, const int32_t*, float*, int64_t);
 
 template <int ROWS, int VECS>
 TileFunction tile_function(int rows, int vecs) {
@@ -105,20 +103,15 @@ TileFunction tile_function(int rows, int vecs) {
   return multiply_tile<ROWS, VECS>;
 }
 
-void multiply(const float* panel, int count, int depth, const float* weight, int columns, const int32_t* out,
-              float* sums, int64_t ld) {
-  const int64_t tile_size = static_cast<int64_t>((depth + LANES - 1) / LANES) * TILE_ROWS * LANES;
-  for (int from = 0; from < depth; from += kDepth) {
-    const int size = min_of(kDepth, depth - from);
+void multiply(const float* features, int64_t depth, const int32_t* rows, int count, const float* weight, int columns,
+              const int32_t* out, float* sums, int64_t ld) {
+  for (int row = 0; row < count; row += TILE_ROWS) {
+    const int next = min_of(row + TILE_ROWS, count);
+    for (int r = next; r < min_of(next + TILE_ROWS, count); ++r) fetch_row(features, depth, rows[r]);
     for (int column = 0; column < columns; column += kStrip) {
       const int vecs = min_of(TILE_VECS, (columns - column + LANES - 1) / LANES);
-      const float* b = weight + (static_cast<int64_t>(column) * depth + static_cast<int64_t>(from) * kStrip);
-      const float* a = panel + from * TILE_ROWS;
-      const TileFunction full = tile_function<TILE_ROWS, TILE_VECS>(TILE_ROWS, vecs);
-      int row = 0;
-      for (; row + TILE_ROWS <= count; row += TILE_ROWS, a += tile_size) full(a, size, b, out + row, sums + column, ld);
-      if (row < count)
-        tile_function<TILE_ROWS, TILE_VECS>(count - row, vecs)(a, size, b, out + row, sums + column, ld);
+      const TileFunction tile = tile_function<TILE_ROWS, TILE_VECS>(next - row, vecs);
+      tile(features, depth, rows + row, weight + column * depth, out + row, sums + column, ld);
     }
   }
 }
@@ -203,9 +196,9 @@ namespace pcssl {
 namespace {
 
 constexpr Kernels make_kernels(const char* name) {
-  return {name, LANES, TILE_ROWS, kStrip, OUTER_ROWS, kOuterStrip, compact, gather_tiles, multiply,
+  return {name, LANES, kStrip, OUTER_ROWS, kOuterStrip, compact, multiply,
           gather_left, gather_right, outer, add_scaled, rising, reduce, reduce_grad, voxel_keys, key_bounds,
-          coord_bounds, curve_codes, shorten, coords_of};
+          coord_bounds, curve_codes, rank_keys, take_ranks, shorten, coords_of};
 }
 
 }  // namespace

@@ -132,7 +132,9 @@ inline Vec fetch(const float* p) {
   __builtin_prefetch(p + kAhead);
   return load(p);
 }
+template <bool STREAM>
 inline void put(float* p, Vec x) {
+  if constexpr (STREAM) return stream(p, x);
   __builtin_prefetch(p + kAhead, 1);
   store(p, x);
 }
@@ -167,7 +169,7 @@ struct Wide {
     }
   }
 
-  template <Reduction R>
+  template <Reduction R, bool STREAM>
   void reduce_grad(const Segments& s, const float* grad, const float* values, const float* out, float* to) const {
     for (int64_t i = s.first; i < s.last; ++i) {
       const int64_t first = s.offsets[i], last = s.offsets[i + 1];
@@ -190,7 +192,7 @@ struct Wide {
 #pragma GCC unroll 8
         for (int v = 0; v < VECS; ++v) {
           const int64_t here = row * s.channels + at[v];
-          put(to + here, R == kMax ? (load(values + here) == top[v] ? share[v] : Vec{}) : share[v]);
+          put<STREAM>(to + here, R == kMax ? (load(values + here) == top[v] ? share[v] : Vec{}) : share[v]);
         }
     }
   }
@@ -224,7 +226,14 @@ void reduce_grad_as(const Segments& s, const float* grad, const float* values, c
     if (s.channels <= 8) return Narrow<8>::reduce_grad<R>(s, grad, values, out, to);
   if constexpr (LANES >= 16)
     if (s.channels <= 16) return Narrow<16>::reduce_grad<R>(s, grad, values, out, to);
-  for_columns<kMostVecs>(s, 0, [&](const auto& columns) { columns.template reduce_grad<R>(s, grad, values, out, to); });
+  const bool whole = s.channels % LANES == 0 && reinterpret_cast<uintptr_t>(to) % sizeof(Vec) == 0;
+  for_columns<kMostVecs>(s, 0, [&](const auto& columns) {
+    if (s.large && whole)
+      columns.template reduce_grad<R, true>(s, grad, values, out, to);
+    else
+      columns.template reduce_grad<R, false>(s, grad, values, out, to);
+  });
+  written();
 }
 
 void reduce(const Segments& s, Reduction reduction, const float* values, float* out) {
