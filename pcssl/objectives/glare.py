@@ -1,10 +1,10 @@
 """GLARE: self-supervised training goes on in a new domain, in the adapters of a frozen network, on three scales.
 
-Ebouky, Chhatkuli, Malossi, Studer, Assaf, Bartezzaghi, continual self-supervised pre-training with Global, Local and
-Regional Enforcement, arXiv 2509.17816. No code is public. The paper's, by its abstract and overview figure: a frozen
-ViT with UniAdapter, an EMA teacher of the adapters, two views; consistency of whole images across views, of patches
-under a patch-level augmentation (blurring is the one it names), and of regions, sampled by attention, whose
-correspondence in the other view is found by cross-attention.
+Ebouky, Chhatkuli, Malossi, Studer, Assaf, Bartezzaghi, "Enhancing Semantic Segmentation with Continual Self-Supervised
+Pre-training", 2025, arXiv 2509.17816 (GLARE: Global Local and Regional Enforcement). No code is public. The paper's,
+by its abstract and overview figure: a frozen ViT with UniAdapter, an EMA teacher of the adapters, two views;
+consistency of whole images across views, of patches under a patch-level augmentation (blurring is the one named), and
+of regions, sampled by attention, whose correspondence in the other view is found by cross-attention.
 
 Ours, where the paper's details could not be read: all three losses are DINO's (a head and a centre each, weights 1);
 the student sees both views with 30 % of the patches blurred; a region is a square window around a patch drawn with the
@@ -166,6 +166,10 @@ class GLAREConfig:
     centre_momentum: Part = 0.9
     heads_first: Part = 0.05
     evaluate: Literal["student", "teacher"] = "teacher"
+
+    def __post_init__(self) -> None:
+        if self.blur_sigma[0] > self.blur_sigma[1]:
+            raise ValueError(f"blur_sigma: {self.blur_sigma[0]} is above {self.blur_sigma[1]}")
 
 
 @register("objective", "glare", config=GLAREConfig)

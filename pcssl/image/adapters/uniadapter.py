@@ -44,9 +44,7 @@ class AdaptedBlock(Block):
 
     def __init__(self, block: Block, adapter: UniAdapter):
         nn.Module.__init__(self)
-        self.norm1, self.norm2, self.attention, self.mlp, self.drop = (
-            block.norm1, block.norm2, block.attention, block.mlp, block.drop
-        )  # fmt: skip
+        _take_layers(self, block)
         self.adapter = adapter
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,10 +55,14 @@ class AdaptedBlock(Block):
         """The block without its adapter."""
         block = Block.__new__(Block)
         nn.Module.__init__(block)
-        block.norm1, block.norm2, block.attention, block.mlp, block.drop = (
-            self.norm1, self.norm2, self.attention, self.mlp, self.drop
-        )  # fmt: skip
+        _take_layers(block, self)
         return block
+
+
+def _take_layers(block: Block, source: Block) -> None:
+    """The very layers, neither copied nor made anew."""
+    for name in ("norm1", "norm2", "attention", "mlp", "drop"):
+        setattr(block, name, getattr(source, name))
 
 
 def inject_adapters(vit: ViT, bottleneck: int = 64, scale: float = 0.1, learn_scale: bool = False) -> list[nn.Parameter]:
