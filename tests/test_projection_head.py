@@ -231,7 +231,7 @@ def study(kind, kappa=1.2, seed=0, epochs=25):
             pair = []
             for _ in range(2):
                 lost = torch.rand(200, 1, 1, 1, generator=g) < 0.5
-                images = torch.where(lost, 0.2 * ground[rows], whole[rows])
+                images = torch.where(lost, ground[rows], whole[rows])
                 pair += make_views(list(images), torch.stack([draw(kinds, g) for _ in rows]), kinds)[0]
             optimizer.zero_grad()
             loss(*network(*pair)[1].chunk(2)).backward()

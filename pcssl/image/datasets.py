@@ -154,8 +154,8 @@ def _part(pixels: Tensor, split: str, shrink: int) -> Tensor:
 class DigitsOnPhotosConfig:
     """The digits on random pieces of photos, 10 classes. size: px, the digits are enlarged to it.
 
-    photos: of `PHOTOS`, grey. dark: strokes darken a photo made bright; else they shine through it. strength: 0..1, how
-    much of a stroke's place is the stroke. val: as in digits, the same ones; pieces of both come from anywhere.
+    photos: of `PHOTOS`, grey. dark: black strokes on a photo made bright; else white ones. strength: 0..1, how much they
+    cover. val: as in digits, the same ones; pieces of both come from anywhere.
     """
 
     size: Annotated[int, Range(8)] = 8
@@ -195,8 +195,8 @@ def photo_pieces(names: Sequence[str], count: int, size: int, seed: Sequence[int
 
 
 def blended(strokes: Tensor, ground: Tensor, strength: float, dark: bool) -> Tensor:
-    """Strokes (N, 1, h, w) on grounds alike, all in 0..1: black on the ground's upper half of values, or mixed in."""
-    return (0.5 + 0.5 * ground) * (1 - strength * strokes) if dark else (1 - strength) * ground + strength * strokes
+    """Strokes (N, 1, h, w) painted on grounds alike, all in 0..1: black on a ground made bright, or white."""
+    return (0.5 + 0.5 * ground) * (1 - strength * strokes) if dark else torch.lerp(ground, torch.ones(1), strength * strokes)
 
 
 # ---------------------------------------------------------------- your own
