@@ -271,6 +271,5 @@ def test_adapters_learn_the_new_domain_and_do_not_forget_the_old(seed, tmp_path)
         for stage, path in (("before", base), ("after", adapted)):
             found = probe_images(load_image_model(path), data, ImageProbeConfig(heads=("nn",), floors=False))
             score[name, stage] = found["results"]["trained"]["10-nn"]["accuracy"]["mean"]
-    print(score)
     assert score["digits_on_photos", "after"] >= score["digits_on_photos", "before"] + 0.03
     assert score["digits", "after"] >= score["digits", "before"] - 0.02

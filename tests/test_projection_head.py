@@ -247,14 +247,13 @@ def study(kind, kappa=1.2, seed=0, epochs=25):
 def test_what_views_lose_is_still_there_below_the_head():
     pytest.importorskip("skimage")
     none, mlp, fixed = (study(kind) for kind in ("none", "mlp", "fixed"))
-    print(none, mlp, fixed)
-    assert mlp["pre"]["ridge"] >= none["pre"]["ridge"] + 0.04
-    assert mlp["pre"]["ridge"] >= mlp["post"]["ridge"] + 0.15
-    assert fixed["pre"]["ridge"] >= none["pre"]["ridge"] + 0.04
-    assert mlp["pre"]["rank"] > mlp["post"]["rank"]
+    assert mlp["pre"]["ridge"] >= none["pre"]["ridge"] + 0.1
+    assert mlp["pre"]["ridge"] >= mlp["post"]["ridge"] + 0.12
+    assert fixed["pre"]["ridge"] >= none["pre"]["ridge"] + 0.03
+    assert mlp["pre"]["inequality"] < mlp["post"]["inequality"] and fixed["pre"]["inequality"] < fixed["post"]["inequality"]
 
 
 @pytest.mark.slow
 def test_simclrs_run_beats_random_weights(tmp_path):
     trained, random = knn(train("simclr", tmp_path, "log_every=100"))
-    assert trained >= random + 0.15
+    assert trained >= random + 0.2

@@ -23,6 +23,7 @@ from pcssl.objectives.selfpatch import (
     positive_patches,
 )
 from pcssl.objectives.teacher import Teacher
+from pcssl.training import load_checkpoint
 
 SMALL = {
     "views": [{"count": 2, "size": 8}, {"count": 2, "size": 4}], "head": "dino_bn", "hidden": 32, "bottleneck": 16,
@@ -222,6 +223,11 @@ def test_selfpatch_says_what_it_cannot_use():
         build("selfpatch", **{**SMALL, "views": [{"count": 2, "size": 8}, {"size": 2}]})
     with pytest.raises(ValueError, match="cannot be divided into 5"):
         build("selfpatch", **{**SMALL, "heads": 5})
+
+
+def test_the_shipped_config_trains(tmp_path):
+    short = ["data.batch_size=16", "data.dataset.val=1765", "optimizer.epochs=1"]
+    assert load_checkpoint(train("selfpatch", tmp_path, *short))["step"] == 2
 
 
 # ---------------------------------------------------------------- on real textures
