@@ -25,7 +25,7 @@ from pcssl.errors import UserError
 # A part is known once its module is imported. These are imported at the first question
 # about their kind, so that asking for a model does not import the datasets.
 MODULES: dict[str, list[str]] = {
-    "model": ["pcssl.models", "pcssl.image.backbones"],
+    "model": ["pcssl.models", "pcssl.image.backbones", "pcssl.image.adapters"],
     "objective": ["pcssl.objectives"],
     "dataset": ["pcssl.data", "pcssl.image.datasets"],
 }

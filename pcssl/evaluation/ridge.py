@@ -25,14 +25,19 @@ class RidgeProbe:
     penalty: float
 
     @classmethod
-    def fit(cls, features: Tensor, labels: Tensor, classes: int, penalties: tuple[float, ...] = PENALTIES) -> RidgeProbe:
+    def fit(
+        cls, features: Tensor, labels: Tensor, classes: int, penalties: tuple[float, ...] = PENALTIES, standardize: bool = True
+    ) -> RidgeProbe:
         """features: (M, D) float. labels: (M,) int64 in 0..classes-1. penalties: on the squared weights, in units of
         the mean variance times M; the one with the least leave-one-out error is taken, which has a closed form.
+        standardize: every feature by its own spread; else all by one number, and strong features are penalised less.
         """
         if not len(labels):
             raise ValueError("a ridge probe needs at least one labelled row")
         x, y = features.double(), F.one_hot(labels, classes).double()
         mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
+        if not standardize:
+            std = std.square().mean().sqrt().expand_as(std)
         x, bias = (x - mean) / std, y.mean(0)
         y = y - bias
         variance, axes = torch.linalg.eigh(x.T @ x)

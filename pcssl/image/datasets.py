@@ -150,6 +150,55 @@ def _part(pixels: Tensor, split: str, shrink: int) -> Tensor:
     return small.expand(3, -1, -1)
 
 
+@dataclass(frozen=True)
+class DigitsOnPhotosConfig:
+    """The digits on random pieces of photos, 10 classes. size: px, the digits are enlarged to it.
+
+    photos: of `PHOTOS`, grey. dark: black strokes on a photo made bright; else white ones. strength: 0..1, how much they
+    cover. val: as in digits, the same ones; pieces of both come from anywhere.
+    """
+
+    size: Annotated[int, Range(8)] = 8
+    photos: tuple[str, ...] = ("grass", "gravel")
+    dark: bool = True
+    strength: Annotated[float, Range(0, 1)] = 0.8
+    val: Annotated[int, Range(1, 1796)] = 500
+    seed: Annotated[int, Range(0)] = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.photos if name not in PHOTOS]
+        if unknown or not self.photos:
+            raise ValueError(f"photos: {', '.join(unknown) or 'none'}; known: {', '.join(PHOTOS)}")
+
+
+@register("dataset", "digits_on_photos", config=DigitsOnPhotosConfig)
+def digits_on_photos(config: DigitsOnPhotosConfig) -> ImageSource:
+    plain = digits_(DigitsConfig(config.val))
+    splits = {name: partial(_on_photos, plain.images(name), config, name) for name in plain.splits}
+    return ImageSource("digits_on_photos", splits, plain.classes)
+
+
+def _on_photos(plain: TensorImages, config: DigitsOnPhotosConfig, split: str) -> TensorImages:
+    strokes = torch.nn.functional.interpolate(plain.pixels.float() / 255, config.size, mode="bilinear", antialias=True)
+    ground = photo_pieces(config.photos, len(strokes), config.size, [config.seed, split == "val"])
+    return TensorImages(blended(strokes, ground, config.strength, config.dark), plain.labels, plain.names)
+
+
+def photo_pieces(names: Sequence[str], count: int, size: int, seed: Sequence[int]) -> Tensor:
+    """(count, 1, size, size) grey values in 0..1 of random places of photos halved in size."""
+    rng, pieces = np.random.default_rng(seed), []
+    photos = [torch.nn.functional.avg_pool2d(Picture(photo(name)).values(1), 2) for name in names]
+    for which in rng.integers(len(photos), size=count).tolist():
+        y, x = (int(rng.integers(n - size + 1)) for n in photos[which].shape[1:])
+        pieces.append(photos[which][:, y : y + size, x : x + size])
+    return torch.stack(pieces)
+
+
+def blended(strokes: Tensor, ground: Tensor, strength: float, dark: bool) -> Tensor:
+    """Strokes (N, 1, h, w) painted on grounds alike, all in 0..1: black on a ground made bright, or white."""
+    return (0.5 + 0.5 * ground) * (1 - strength * strokes) if dark else torch.lerp(ground, torch.ones(1), strength * strokes)
+
+
 # ---------------------------------------------------------------- your own
 
 

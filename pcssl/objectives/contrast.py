@@ -39,6 +39,20 @@ class InfoNCE(nn.Module):
         return 2 * self.temperature * F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
+class NTXent(nn.Module):
+    """SimCLR's: which of the 2 B - 1 others is a view of the same image? Chen et al., ICML 2020, arXiv 2002.05709."""
+
+    def __init__(self, temperature: float = 0.1):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B, D) each, row i of both of one image."""
+        z = F.normalize(torch.cat([a, b]).float(), dim=1)
+        logits = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)
+        return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(a)))
+
+
 @dataclass(frozen=True)
 class MoCoV3Config:
     """views: two. hidden, out: of the projector and the predictor. temperature: of the softmax.

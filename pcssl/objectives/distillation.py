@@ -87,10 +87,22 @@ class DINO(ImageObjective):
         self.large = sizes.count(max(sizes))
         if len(sizes) < 2 or sizes != sorted(sizes, reverse=True):
             raise ValueError("views: dino needs two or more, the largest first")
-        mlp = head(config.head, backbone.channels[-1], config.hidden, config.bottleneck)
-        self.student = Embedder(backbone, nn.Sequential(mlp, Prototypes(config.bottleneck, config.prototypes)))
+        self.student = self.network(backbone)
         self.teacher = Teacher(self.student, batch_statistics=True)
         self.loss = DistillationLoss(config.prototypes, config.student_temperature, config.centre_momentum)
+
+    def network(self, backbone: nn.Module) -> nn.Module:
+        """What the student is, and the teacher a copy of."""
+        return Embedder(backbone, self.scores_of(backbone.channels[-1], self.config.prototypes))
+
+    def scores_of(self, dim: int, prototypes: int) -> nn.Sequential:
+        mlp = head(self.config.head, dim, self.config.hidden, self.config.bottleneck)
+        return nn.Sequential(mlp, Prototypes(self.config.bottleneck, prototypes))
+
+    def temperature(self, step: int) -> float:
+        """The teacher's."""
+        warmup = round(self.config.temperature_warmup * self.total_steps)
+        return linear(step, warmup, *self.config.teacher_temperature)
 
     def backbone(self) -> nn.Module:
         return (self.student if self.config.evaluate == "student" else self.teacher.network).backbone
@@ -99,9 +111,7 @@ class DINO(ImageObjective):
         self.student.head[1].weight.requires_grad_(step >= self.config.freeze_last * self.total_steps)
         embedding, target = self.teacher(*batch.views[: self.large])
         scores = self.student(*batch.views)[1]
-        warmup = round(self.config.temperature_warmup * self.total_steps)
-        temperature = linear(step, warmup, *self.config.teacher_temperature)
-        loss = self.loss(scores.chunk(len(batch.views)), target.chunk(self.large), temperature)
+        loss = self.loss(scores.chunk(len(batch.views)), target.chunk(self.large), self.temperature(step))
         return {"loss": loss, **self.health("teacher", embedding)}
 
     def after_step(self, step: int) -> dict[str, float]:

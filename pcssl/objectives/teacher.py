@@ -13,12 +13,14 @@ class Teacher(nn.Module):
 
     batch_statistics: its BatchNorms use the batch in hand all the same, as MoCo v3 and BYOL do; the student's
     running statistics lag behind weights that move as fast as at the start of a run.
+    share_frozen: parameters that the student does not train are the student's own, not copies.
     """
 
-    def __init__(self, student: nn.Module, batch_statistics: bool = False):
+    def __init__(self, student: nn.Module, batch_statistics: bool = False, share_frozen: bool = False):
         super().__init__()
         self.batch_statistics = batch_statistics
-        self.network = copy.deepcopy(student)
+        shared = {id(p): p for p in student.parameters() if share_frozen and not p.requires_grad}
+        self.network = copy.deepcopy(student, shared)
         self.network.requires_grad_(False)
         self.eval()
 
@@ -36,8 +38,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:
         """teacher = momentum * teacher + (1 - momentum) * student; buffers are copied."""
-        torch._foreach_lerp_(
-            list(self.network.parameters()), [p.detach() for p in student.parameters()], 1 - momentum
-        )
+        pairs = [(mine, p.detach()) for mine, p in zip(self.network.parameters(), student.parameters()) if mine is not p]
+        torch._foreach_lerp_(*map(list, zip(*pairs)), 1 - momentum)
         for mine, theirs in zip(self.network.buffers(), student.buffers()):
             mine.copy_(theirs)

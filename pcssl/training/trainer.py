@@ -64,7 +64,10 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
 
     backbone = config.model.build()
     if config.init is not None:
-        load_state(backbone, backbone_state(load_checkpoint(config.init)), config.init)
+        state = backbone_state(load_checkpoint(config.init))
+        if hasattr(backbone, "completed"):  # a pre-trained network with new parts
+            state = backbone.completed(state)
+        load_state(backbone, state, config.init)
     plan = plan_batches(scenes, config.data, config.optimizer.epochs, config.seed)
     total = plan.total
     try:
