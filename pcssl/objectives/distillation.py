@@ -20,7 +20,7 @@ from pcssl.config import Range
 from pcssl.image.settings import ImageData
 from pcssl.image.views import DINO_VIEWS, ViewConfig
 from pcssl.models.heads import Prototypes, head
-from pcssl.objectives.image import Embedder, ImageBatch, ImageObjective
+from pcssl.objectives.image import Embedder, ImageBatch, ImageObjective, large_views
 from pcssl.objectives.targets import Centre, soft_cross_entropy
 from pcssl.objectives.teacher import Teacher
 from pcssl.registry import register
@@ -83,10 +83,7 @@ class DINO(ImageObjective):
 
     def __init__(self, config: DINOConfig, backbone: nn.Module, data: ImageData, total_steps: int):
         super().__init__(config, backbone, data, total_steps)
-        sizes = [view.size for view in config.views for _ in range(view.count)]
-        self.large = sizes.count(max(sizes))
-        if len(sizes) < 2 or sizes != sorted(sizes, reverse=True):
-            raise ValueError("views: dino needs two or more, the largest first")
+        self.large = large_views(config.views, "dino")
         mlp = head(config.head, backbone.channels[-1], config.hidden, config.bottleneck)
         self.student = Embedder(backbone, nn.Sequential(mlp, Prototypes(config.bottleneck, config.prototypes)))
         self.teacher = Teacher(self.student, batch_statistics=True)

@@ -97,6 +97,14 @@ class ImageObjective(Objective):
         return out
 
 
+def large_views(views: Sequence[ViewConfig], method: str) -> int:
+    """How many views are of the largest size; ValueError unless there are two views or more, the largest first."""
+    sizes = [view.size for view in views for _ in range(view.count)]
+    if len(sizes) < 2 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(f"views: {method} needs two or more, the largest first")
+    return sizes.count(sizes[0])
+
+
 @torch.no_grad()
 def try_views(backbone: nn.Module, views: Sequence[ViewConfig], channels: int) -> None:
     """UserError if the backbone cannot take a view of some size."""
