@@ -130,9 +130,13 @@ class Embedder(nn.Module):
 
         Views of one size go through the backbone together, all of them through the head.
         """
+        embedding = self.embed(*views)
+        return embedding, self.head(embedding)
+
+    def embed(self, *views: Tensor) -> Tensor:
+        """The embeddings alone."""
         embedded: dict[int, Tensor] = {}
         for shape in {view.shape: None for view in views}:
             rows = [i for i, view in enumerate(views) if view.shape == shape]
             embedded |= zip(rows, pooled(self.backbone(torch.cat([views[i] for i in rows]))).chunk(len(rows)))
-        embedding = torch.cat([embedded[i] for i in range(len(views))])
-        return embedding, self.head(embedding)
+        return torch.cat([embedded[i] for i in range(len(views))])
