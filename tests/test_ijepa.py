@@ -14,7 +14,6 @@ from pcssl.evaluation import ImageProbeConfig, load_image_model, probe_images
 from pcssl.image.backbones.vit import patchify
 from pcssl.image.tokens import grid_places
 from pcssl.objectives.ijepa import draw_blocks, latent_loss, take
-from pcssl.statistics import feature_std
 
 IJEPA = {"views": [{"size": 8}], "targets": 2, "width": 16, "depth": 1, "heads": 2}
 
@@ -117,6 +116,7 @@ def test_ijepa_keeps_the_digits_apart_and_does_not_collapse(tmp_path):
     found = probe_images(load_image_model(path), ijepa.data.dataset.build(), ImageProbeConfig())["results"]
     score = {s: {head: v["accuracy"]["mean"] for head, v in heads.items()} for s, heads in found.items()}
     assert score["trained"]["ridge"] >= 0.93
-    assert score["trained"]["10-nn"] >= score["random weights"]["10-nn"] - 0.01
-    with torch.no_grad():
-        assert float(feature_std(ijepa.teacher(pixels(ijepa, "val"))[0].pooled)) > 0.1
+    assert score["trained"]["10-nn"] >= score["random weights"]["10-nn"] + 0.03
+    with torch.no_grad():  # how much a place's target differs between images; at random weights 0.21
+        target = F.layer_norm(ijepa.teacher(pixels(ijepa, "val"))[0].dense, (64,))
+    assert float(target.std(0).mean()) > 0.03

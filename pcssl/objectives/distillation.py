@@ -94,7 +94,7 @@ class DINO(ImageObjective):
 
     def __init__(self, config: DINOConfig, backbone: nn.Module, data: ImageData, total_steps: int):
         super().__init__(config, backbone, data, total_steps)
-        self.large = large_views(config.views, "dino")
+        self.large = large_views(config.views, type(self).__name__.lower())
         mlp = head(config.head, backbone.channels[-1], config.hidden, config.bottleneck)
         self.student = self.embedder(backbone, nn.Sequential(mlp, Prototypes(config.bottleneck, config.prototypes)))
         self.teacher = Teacher(self.student, batch_statistics=True)
