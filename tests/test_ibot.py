@@ -106,4 +106,4 @@ def test_ibot_resumes_to_the_same_weights(tmp_path):
 @pytest.mark.slow
 def test_ibot_beats_random_weights_on_digits(tmp_path):
     trained, random = knn(train("ibot", tmp_path, "log_every=100"))
-    assert trained >= random + 0.2
+    assert trained >= random + 0.15
