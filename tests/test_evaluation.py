@@ -12,6 +12,7 @@ import torch
 from test_hunet import SMALL
 from test_msm import room
 
+from pcssl.clusters import KMeans, match_clusters
 from pcssl.config import component
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
@@ -28,7 +29,6 @@ from pcssl.evaluation import (
     scores,
 )
 from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_key, half, weights_key
-from pcssl.evaluation.clusters import KMeans, match_clusters
 from pcssl.evaluation.features import sample_points
 from pcssl.evaluation.probe import few_labels
 from pcssl.models import HUNet

@@ -65,12 +65,14 @@ def crop_around(coord: Tensor, centre: Tensor, count: int) -> Tensor:
 
 
 def random_boxes(
-    index: Tensor, batch: Tensor, share: tuple[float, float], aspect: float = 1.0, generator: torch.Generator | None = None
-) -> Tensor:
+    index: Tensor, batch: Tensor, share: tuple[float, float], aspect: float = 1.0, generator: torch.Generator | None = None,
+    *, one_size: bool = False,
+) -> Tensor:  # fmt: skip
     """What lies in one random box of every scene.
 
     index: (N, d) integer grid coordinates. batch: (N,) integer scene. share: range of the box's volume, as a part of
     that of the scene's bounding box. aspect: at most this between two sides, beside the bounding box's own.
+    one_size: the same draw for all scenes, so that grids of one size get boxes of one size.
     Every place where the box fits is equally likely. Returns (N,) bool.
     """
     if not (0 < share[0] <= share[1] <= 1 and aspect >= 1):
@@ -83,9 +85,10 @@ def random_boxes(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=index.device)
 
-    stretch = (uniform(*size) - 0.5) * math.log(aspect)
+    draws = 1 if one_size else len(scene)
+    stretch = (uniform(draws, size[1]) - 0.5) * math.log(aspect)
     stretch = torch.exp(stretch - stretch.mean(1, keepdim=True))
-    volume = torch.lerp(*torch.tensor(share, device=index.device)[:, None, None], uniform(len(scene), 1))
+    volume = torch.lerp(*torch.tensor(share, device=index.device)[:, None, None], uniform(draws, 1))
     side = (extent * volume ** (1 / size[1]) * stretch).round().long().clamp(min=1).minimum(extent)
     corner = low + (uniform(*size) * (extent - side + 1)).long().minimum(extent - side)
     return ((index >= corner[row]) & (index < (corner + side)[row])).all(1)

@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from pcssl.clusters import KMeans, match_clusters
 from pcssl.config import Range
 from pcssl.data.datasets import SceneSource
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures, Sample, data_key, file_key
 from pcssl.evaluation.ceilings import train_with_labels
-from pcssl.evaluation.clusters import KMeans, match_clusters
 from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
 from pcssl.evaluation.metrics import Scores, confusion_matrix, scores

@@ -97,6 +97,14 @@ class ImageObjective(Objective):
         return out
 
 
+def large_views(views: Sequence[ViewConfig], method: str) -> int:
+    """How many views are of the largest size; ValueError unless there are two views or more, the largest first."""
+    sizes = [view.size for view in views for _ in range(view.count)]
+    if len(sizes) < 2 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(f"views: {method} needs two or more, the largest first")
+    return sizes.count(sizes[0])
+
+
 @torch.no_grad()
 def try_views(backbone: nn.Module, views: Sequence[ViewConfig], channels: int) -> None:
     """UserError if the backbone cannot take a view of some size."""
@@ -122,9 +130,13 @@ class Embedder(nn.Module):
 
         Views of one size go through the backbone together, all of them through the head.
         """
+        embedding = self.embed(*views)
+        return embedding, self.head(embedding)
+
+    def embed(self, *views: Tensor) -> Tensor:
+        """The embeddings alone."""
         embedded: dict[int, Tensor] = {}
         for shape in {view.shape: None for view in views}:
             rows = [i for i, view in enumerate(views) if view.shape == shape]
             embedded |= zip(rows, pooled(self.backbone(torch.cat([views[i] for i in rows]))).chunk(len(rows)))
-        embedding = torch.cat([embedded[i] for i in range(len(views))])
-        return embedding, self.head(embedding)
+        return torch.cat([embedded[i] for i in range(len(views))])

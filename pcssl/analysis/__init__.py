@@ -1,0 +1,1 @@
+"""Looks into a trained model: of features and predictions alone, of images and of scenes."""

@@ -1,0 +1,142 @@
+"""SimMIM and BEiT: their masks, losses and codebook, what the network sees, and predictions better than a constant."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from image_checks import every_parameter_learns, pixels, restored, resumes_to_the_same_weights
+from test_image_objectives import build, knn, rng, train
+from torch.nn import functional as F
+
+from pcssl.config import component
+from pcssl.errors import UserError
+from pcssl.image.backbones.vit import patchify
+from pcssl.objectives.masked_image import Codebook, MaskedPixelLoss, TokenEncoder, patch_mask
+
+SIMMIM = {"views": [{"size": 8}], "cell": 1}
+BEIT = {"views": [{"size": 8}], "codes": 6}
+
+
+def test_absolute_errors_of_hidden_patches_alone():
+    prediction, target = (torch.randn(2, 6, 12, generator=rng(i)) for i in (0, 1))
+    hidden = torch.rand(2, 6, generator=rng(2)) < 0.5
+    loss = MaskedPixelLoss(normalize=False, power=1)
+    expected = (prediction - target).abs()[hidden].sum() / (hidden.sum() * 12)
+    torch.testing.assert_close(loss(prediction, target, hidden), expected)
+    changed = torch.where(hidden[:, :, None], prediction, prediction + 7)
+    torch.testing.assert_close(loss(changed, target, hidden), expected)
+    low = prediction.bfloat16().requires_grad_()
+    loss(low, target, hidden).backward()
+    assert low.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name, options", [("simmim", SIMMIM), ("beit", BEIT)])
+def test_hidden_pixels_never_reach_the_prediction(name, options):
+    objective = build(name, **options)
+    images = torch.rand(3, 1, 8, 8, generator=rng()).requires_grad_()
+    hidden = objective.mask(images)
+    features, prediction = objective.network(images, hidden)
+    (features.square().sum() + prediction.square().sum()).backward()
+    assert torch.equal(patchify(images.grad, 2).abs().sum(2) > 0, ~hidden)
+    assert float(objective.network.token.grad.abs().sum()) > 0
+
+
+def test_simmim_hides_whole_squares():
+    simmim = build("simmim", **SIMMIM | {"cell": 2})
+    hidden = simmim.mask(torch.zeros(5, 1, 20, 20)).view(5, 10, 10)
+    assert hidden.flatten(1).sum(1).tolist() == [60] * 5
+    assert torch.equal(hidden[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2), hidden)
+
+
+def test_beit_hides_the_papers_number_in_boxes():
+    beit = build("beit", **BEIT)
+    hidden = beit.mask(torch.zeros(6, 1, 28, 28))
+    assert hidden.sum(1).tolist() == [75] * 6
+    # In boxes, most hidden patches have a hidden neighbour to the right; alone by chance 38 % would.
+    grid = hidden.view(6, 14, 14)
+    assert float((grid[:, :, :-1] & grid[:, :, 1:]).sum() / grid[:, :, :-1].sum()) > 0.6
+
+
+def test_a_codebook_finds_the_words_there_are_and_keeps_them():
+    words = torch.randn(5, 8, generator=rng())
+    which = torch.arange(200).view(10, 20) % 5
+    patches = words[which] + 0.01 * torch.randn(10, 20, 8, generator=rng(1))
+    book = Codebook(5, 8)
+    found = book(patches)
+    assert len(set(zip(which.flatten().tolist(), found.flatten().tolist()))) == 5  # one word each
+    other = Codebook(5, 8)
+    other.load_state_dict(book.state_dict())
+    assert torch.equal(other(patches[:1]), found[:1]) and torch.equal(book(patches[:1]), found[:1])
+    with pytest.raises(ValueError, match="codes: 6 are more than the 2 different patches"):
+        Codebook(6, 8)(words[:2].expand(3, -1, -1))
+
+
+def test_beits_loss_is_the_cross_entropy_of_hidden_words():
+    beit = build("beit", **BEIT)
+    patches, logits = torch.rand(4, 16, 4, generator=rng()), torch.randn(4, 16, 6, generator=rng(1))
+    hidden = torch.rand(4, 16, generator=rng(2)) < 0.4
+    words = beit.codebook(patches)
+    found = beit.compare(logits, patches, hidden)
+    torch.testing.assert_close(found["loss"], F.cross_entropy(logits[hidden], words[hidden]))
+    assert float(beit.compare(torch.zeros_like(logits), patches, hidden)["loss"]) == pytest.approx(math.log(6))
+    sure = beit.compare(50.0 * F.one_hot(words, 6), patches, hidden)
+    assert float(sure["loss"]) < 1e-6 and float(sure["accuracy"]) == 1
+    assert beit.compare(logits.bfloat16(), patches, hidden)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name, options", [("simmim", SIMMIM), ("beit", BEIT)])
+def test_what_they_cannot_use(name, options):
+    resnet = component("model", "resnet", in_channels=1, widths=[8], blocks=[1]).build()
+    with pytest.raises(ValueError, match=f"{name} needs the model vit"):
+        component("objective", name, **options).build(resnet, build(name, **options).data, 10)
+    with pytest.raises(UserError, match="views: all must be of one size"):
+        build(name, **options | {"views": [{"size": 8}, {"size": 4}]})
+
+
+@pytest.mark.parametrize("name, options", [("simmim", SIMMIM), ("beit", BEIT)])
+def test_every_parameter_learns(name, options):
+    objective = build(name, **options)
+    every_parameter_learns(objective)
+    assert isinstance(objective.network, TokenEncoder)
+
+
+@pytest.mark.parametrize("name", ["simmim", "beit"])
+def test_they_resume_to_the_same_weights(name, tmp_path):
+    resumes_to_the_same_weights(name, tmp_path)
+
+
+# ---------------------------------------------------------------- on digits
+
+
+@pytest.mark.slow
+def test_simmim_beats_random_weights_and_the_median_of_every_place(tmp_path):
+    path = train("simmim", tmp_path, "log_every=100")
+    trained, random = knn(path)
+    assert trained >= random + 0.1
+    simmim = restored(path)
+    known, images = (pixels(simmim, split) for split in ("train", "val"))
+    torch.manual_seed(0)
+    hidden = patch_mask(images, 2, 0.6)
+    with torch.no_grad():
+        found = simmim.loss(simmim.network(images, hidden)[1], patchify(images, 2), hidden)
+    median = patchify(known.median(0, keepdim=True).values, 2).expand(len(images), -1, -1)
+    assert float(found) <= 0.88 * float(simmim.loss(median, patchify(images, 2), hidden))  # trained on crops
+
+
+@pytest.mark.slow
+def test_beit_beats_random_weights_and_the_words_frequencies(tmp_path):
+    path = train("beit", tmp_path, "log_every=100")
+    trained, random = knn(path)
+    assert trained >= random + 0.06
+    beit = restored(path)
+    known, images = (patchify(pixels(beit, split), 2) for split in ("train", "val"))
+    torch.manual_seed(0)
+    hidden = beit.mask(pixels(beit, "val"))
+    # Against the frequency of every word at every place.
+    count = F.one_hot(beit.codebook(known), 32).float().sum(0) + 0.1
+    constant = beit.compare((count / count.sum(1, keepdim=True)).log().expand(len(images), -1, -1), images, hidden)["loss"]
+    with torch.no_grad():
+        found = beit.compare(beit.network(pixels(beit, "val"), hidden)[1], images, hidden)["loss"]
+    assert float(found) <= 0.9 * float(constant)
