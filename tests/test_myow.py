@@ -10,6 +10,9 @@ from test_image_objectives import batch, build, rng
 from torch.nn import functional as F
 
 from pcssl.errors import UserError
+from pcssl.evaluation.neighbors import NearestNeighborProbe
+from pcssl.evaluation.ridge import RidgeProbe
+from pcssl.image.bundled import digits
 from pcssl.models.heads import MLPHead, head
 from pcssl.objectives.myow import MYOWNetwork, ViewMiner, myow_weight, prediction_distance
 
@@ -158,3 +161,55 @@ def test_every_part_learns_and_the_target_does_not():
     out["loss"].backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad) and "rank/target" in out
     assert any(m is method.backbone() for m in method.modules())
+
+
+def few_label_accuracy(seed, weight):
+    """1-NN and ridge on 50 labels (mean of ten draws) after 60 epochs on digits, and the share of mined pairs with one label."""
+    pixels, labels = digits()
+    order = torch.randperm(len(pixels), generator=rng())
+    x, labels = pixels[order].flatten(1).float(), labels[order]
+    x = (x - x[:1200].mean(0)) / x[:1200].std(0).clamp(min=1e-3)
+    torch.manual_seed(seed)
+    heads = (head("byol", 64, 128, 32), head("byol", 32, 64, 16), head("byol", 32, 128, 32), head("byol", 16, 64, 16))
+    net = MYOWNetwork(MLPHead(64, (128, 128), 64), *heads, k=3).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+
+    def view(rows):
+        dropped = torch.rand(len(rows), 64) < 0.2 * torch.rand(len(rows), 1)
+        return x[rows].masked_fill(dropped, 0) + 0.2 * torch.randn(len(rows), 64)
+
+    same_label = []
+    for epoch in range(60):
+        w = myow_weight(epoch, 5, 15, weight)
+        for rows in torch.randperm(1200).split(256):
+            loss = net.augmented_loss(view(rows), view(rows))
+            if w > 0:
+                pool = torch.randperm(1200)[:512]
+                mined, at = net.mined_loss(view(rows), view(pool), rows[:, None] == pool)
+                same_label.append((labels[rows] == labels[pool[at]]).float().mean())
+                loss = (loss + w * mined) / (1 + w)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            net.target.update(net.online, 0.98)
+    with torch.no_grad():
+        features = net.online.encoder.eval()(x)
+    found = []
+    for draw in range(10):
+        known = torch.randperm(1200, generator=rng(draw))[:50]
+        probes = [p.fit(features[known], labels[known], 10) for p in (NearestNeighborProbe, RidgeProbe)]
+        guesses = probes[0](features[1200:])[0], probes[1](features[1200:])
+        found.append([float((g == labels[1200:]).float().mean()) for g in guesses])
+    return torch.tensor(found).mean(0), [float(torch.stack(part).mean()) for part in (same_label[:20], same_label[-20:]) if part]
+
+
+@pytest.mark.slow
+def test_mining_helps_with_few_labels():
+    gains = []
+    for seed in range(3):
+        byol, (myow, (first, last)) = few_label_accuracy(seed, 0.0)[0], few_label_accuracy(seed, 0.5)
+        assert last > first + 0.05
+        print(seed, byol, myow, first, last)
+        gains.append(myow - byol)
+    nearest, ridge = torch.stack(gains).mean(0).tolist()
+    assert nearest >= 0.008, gains
