@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
-from test_image_objectives import batch, build, rng
+from test_image_objectives import batch, build, rng, train
 from torch.nn import functional as F
 
 from pcssl.errors import UserError
+from pcssl.evaluation import load_image_model
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.ridge import RidgeProbe
 from pcssl.image.bundled import digits
@@ -213,3 +214,8 @@ def test_mining_helps_with_few_labels():
         gains.append(myow - byol)
     nearest, ridge = torch.stack(gains).mean(0).tolist()
     assert nearest >= 0.008, gains
+
+
+def test_the_shipped_config_trains(tmp_path):
+    path = train("myow", tmp_path, "data.batch_size=16", "data.dataset.val=1733", "optimizer.epochs=2")
+    assert load_image_model(path).embed(torch.rand(3, 1, 8, 8)).shape == (3, 64)

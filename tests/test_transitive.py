@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_image_objectives import batch, build, rng
+from test_image_objectives import batch, build, rng, train
 from torch.nn import functional as F
 
 from pcssl.errors import UserError
+from pcssl.evaluation import load_image_model
 from pcssl.evaluation.images import few_rows
 from pcssl.image.bundled import digits
 from pcssl.objectives.transitive import (
@@ -221,3 +222,8 @@ def test_transitive_pairs_are_worth_more_than_both_kinds_of_edges():
     kinds = {"intra": (INTRA,), "both": (INTRA, INTER), "transitive": TYPES}
     found = {name: sum(few_shot_accuracy(types, seed) for seed in range(2)) / 2 for name, types in kinds.items()}
     assert found["transitive"] >= found["both"] + 0.02 and found["transitive"] >= found["intra"] + 0.06, found
+
+
+def test_the_shipped_config_trains(tmp_path):
+    path = train("transitive", tmp_path, "data.batch_size=16", "data.dataset.val=1733", "optimizer.epochs=2")
+    assert load_image_model(path).embed(torch.rand(3, 1, 8, 8)).shape == (3, 64)
