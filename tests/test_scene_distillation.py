@@ -11,6 +11,7 @@ from test_hunet import SMALL
 from test_msm import STILL, batch_of, data_config, room
 
 from pcssl.config import component
+from pcssl.image import ImageData
 from pcssl.models import HUNet
 from pcssl.objectives.msm import level_means
 from pcssl.objectives.scene_distillation import SceneDistillation, SceneDistillationConfig, classes_in_use
@@ -203,3 +204,9 @@ def test_a_config_differs_from_that_of_msm_in_the_objective_only(name):
 def test_options_that_contradict(options, message):
     with pytest.raises(ValueError, match=message):
         objective(**options)
+
+
+def test_images_are_refused():
+    data = ImageData(component("dataset", "digits"), channels=1)
+    with pytest.raises(ValueError, match="`dino` is the method for images"):
+        component("objective", "scene_distillation").build(HUNet(SMALL), data, 10)

@@ -186,7 +186,7 @@ def turned(images, degrees):
     return F.grid_sample(images, F.affine_grid(affine, images.shape, False), align_corners=False)
 
 
-def few_shot_accuracy(types, seed, steps=400):
+def few_shot_accuracy(types, seed, steps=300):
     """1-NN with two upright digits a class and queries at 0, 50 and -50 degrees; a small network trained on pairs of these types."""
     pixels, labels = digits()
     order = torch.randperm(len(pixels), generator=rng())
