@@ -205,13 +205,14 @@ def few_label_accuracy(seed, weight):
 
 
 @pytest.mark.slow
-def test_mined_pairs_get_purer_and_few_labels_do_not_lose():
+def test_mining_helps_with_few_labels():
     gains = []
     for seed in range(3):
         byol, (myow, (first, last)) = few_label_accuracy(seed, 0.0)[0], few_label_accuracy(seed, 0.5)
         assert last > first + 0.05
         gains.append(myow - byol)
-    assert float(torch.stack(gains).mean(0)[1]) >= 0, gains  # ridge regression; docs/image.md has the numbers
+    nearest, ridge = torch.stack(gains).mean(0).tolist()
+    assert nearest >= 0.005 and ridge >= 0.008, gains
 
 
 def test_the_shipped_config_trains(tmp_path):
