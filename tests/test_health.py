@@ -129,3 +129,10 @@ def test_health_of_a_real_network_is_finite():
     torch.manual_seed(0)
     levels = level_health(PointFeatures(HUNet(SMALL).eval(), 0.1), Source().scenes("val"))
     assert len(levels) == 3 and all(math.isfinite(v) for level in levels for v in level.values())
+
+
+def test_a_network_without_colour_or_normals_cannot_tell_them():
+    scenes = Source().scenes("train")
+    whole, blind = (level_health(PointFeatures(Fake(lambda x: x.features), 0.1), scenes, without)[0] for without in ((), ("color", "normal")))
+    assert whole["color"] > 0.8 and whole["normal"] > 0.8  # means over voxels, not the points themselves
+    assert blind["color"] < 0.1 and blind["normal"] < 0.1

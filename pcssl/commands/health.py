@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override those of --data")
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset, for example configs/data/rooms.yaml")
     parser.add_argument("--scenes", type=int, default=8, metavar="N", help="val scenes to look at (default 8)")
+    parser.add_argument("--without", nargs="+", choices=("color", "normal"), default=[], help="inputs that the network does not get")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the numbers to this file")
 
@@ -42,12 +43,13 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.checkpoint, pick_device(args.device))
     scenes = job.dataset.build().scenes(job.probe.val_split)
     shown = [scenes[i] for i in range(min(max(args.scenes, 1), len(scenes)))]
-    trained = level_health(model.point_features(), shown)
-    random = level_health(model.with_random_weights(0).point_features(), shown)
-    print(f"{args.checkpoint}, {len(shown)} scenes\n{as_table(trained)}\n\nrandom weights\n{as_table(random)}\n")
+    trained = level_health(model.point_features(), shown, args.without)
+    random = level_health(model.with_random_weights(0).point_features(), shown, args.without)
+    without = f", without {' and '.join(args.without)}" if args.without else ""
+    print(f"{args.checkpoint}, {len(shown)} scenes{without}\n{as_table(trained)}\n\nrandom weights\n{as_table(random)}\n")
     for line in verdict(trained):
         print(f"verdict: {line}")
     if args.out:
-        found = {"checkpoint": str(args.checkpoint), "levels": trained, "random": random, "verdict": verdict(trained)}
+        found = {"checkpoint": str(args.checkpoint), "without": args.without, "levels": trained, "random": random, "verdict": verdict(trained)}
         write_text(args.out, json.dumps(found, indent=1) + "\n")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ VOXELS = 2000  # of a scene and level
 
 
 @torch.no_grad()
-def level_health(source: PointFeatures, scenes: Sequence[Scene]) -> list[dict[str, float]]:
+def level_health(source: PointFeatures, scenes: Sequence[Scene], without: Sequence[str] = ()) -> list[dict[str, float]]:
     """Per level, finest first, over random voxels of all scenes.
 
     std: spread of directions, 0 collapsed, about 1 isotropic. rank: effective rank, of `channels`.
@@ -24,11 +25,12 @@ def level_health(source: PointFeatures, scenes: Sequence[Scene]) -> list[dict[st
     height, normal, color: how well a linear map of the features tells them (R2, 0..1).
     geometric: how well height and normal, with squares and products, tell the features (R2): near 1, they
     hold nothing else.
+    without: "color", "normal": what the network does not get; it is asked for all the same.
     """
     features: list[list[torch.Tensor]] = []
     inputs: list[list[torch.Tensor]] = []
     for number, scene in enumerate(scenes):
-        found = source.encode(scene)
+        found = source.encode(_without(scene, without))
         rng = torch.Generator().manual_seed(number)
         rows = torch.randperm(len(scene), generator=rng)[:VOXELS]
         for i in range(len(found.levels)):
@@ -39,6 +41,13 @@ def level_health(source: PointFeatures, scenes: Sequence[Scene]) -> list[dict[st
             height = scene.coord[rows, 2:] - scene.coord[:, 2].amin()
             inputs[i].append(torch.cat([height, scene.normal[rows], scene.color[rows].float() / 255], 1))
     return [_level(x, y) for x, y in zip(features, inputs)]
+
+
+def _without(scene: Scene, what: Sequence[str]) -> Scene:
+    """Grey for colours, zeros for normals, as the augmentations that drop them leave."""
+    if "color" in what:
+        scene = replace(scene, color=torch.full_like(scene.color, 128))
+    return replace(scene, normal=torch.zeros_like(scene.normal)) if "normal" in what else scene
 
 
 def _level(parts: list[torch.Tensor], known: list[torch.Tensor]) -> dict[str, float]:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcssl.clusters import KMeans
 from pcssl.data.datasets import distinct_colors
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
-from pcssl.evaluation.clusters import KMeans
 from pcssl.visualization.colors import (
     MASK_LEGEND,
     PALE,
