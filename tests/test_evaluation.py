@@ -52,16 +52,18 @@ def test_confusion_matrix_counts_rows_as_labels():
     assert matrix.tolist() == [[1, 2], [0, 0]]
 
 
-def test_nearest_neighbour_equals_brute_force_in_float64():
+@pytest.mark.parametrize("whiten", [False, True])
+def test_nearest_neighbour_equals_brute_force_in_float64(whiten):
     rng = torch.Generator().manual_seed(0)
     mixed = torch.randn(12, 12, generator=rng)
     base, query = torch.randn(300, 12, generator=rng) @ mixed, torch.randn(200, 12, generator=rng) @ mixed
     labels = torch.randint(0, 5, (300,), generator=rng)
-    one, many = NearestNeighborProbe.fit(base, labels, 5)(query, (1, 20))
+    one, many = NearestNeighborProbe.fit(base, labels, 5, whiten=whiten)(query, (1, 20))
     mean, std = base.double().mean(0), base.double().std(0, correction=0)
-    b, q = (base.double() - mean) / std, (query.double() - mean) / std
-    values, axes = torch.linalg.eigh(b.T @ b / len(b))
-    b, q = (x @ axes / (values + 0.1).sqrt() for x in (b, q))
+    b, q = base.double() - mean, query.double() - mean
+    if whiten:
+        values, axes = torch.linalg.eigh((b / std).T @ (b / std) / len(b))
+        b, q = (x / std @ axes / (values + 0.1).sqrt() for x in (b, q))
     similarity = (q / q.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
     assert torch.equal(one, labels[similarity.argmax(1)])
     for i in range(200):
@@ -75,8 +77,8 @@ def test_nearest_neighbours_do_not_change_with_the_scale_of_a_level():
     base, query = torch.randn(300, 12, generator=rng), torch.randn(200, 12, generator=rng)
     labels = torch.randint(0, 5, (300,), generator=rng)
     scale = torch.tensor([100.0] * 6 + [0.01] * 6)
-    one, many = NearestNeighborProbe.fit(base, labels, 5)(query, (1, 20))
-    again = NearestNeighborProbe.fit(base * scale, labels, 5)(query * scale, (1, 20))
+    one, many = NearestNeighborProbe.fit(base, labels, 5, whiten=True)(query, (1, 20))
+    again = NearestNeighborProbe.fit(base * scale, labels, 5, whiten=True)(query * scale, (1, 20))
     assert (one == again[0]).float().mean() > 0.99 and (many == again[1]).float().mean() > 0.98
 
 

@@ -38,7 +38,7 @@ class SmallProbe:
             query, known = self._features(backbone, self.val)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             linear = LinearProbe.fit(x, y, self.classes, epochs=20, min_steps=200, device=x.device)
-        nearest = NearestNeighborProbe.fit(x, y, self.classes, device=x.device)
+        nearest = NearestNeighborProbe.fit(x, y, self.classes, whiten=True, device=x.device)
         found = {"linear": linear(query), "1-nn": nearest(query)[0]}
         return {f"probe/{name}": scores(confusion_matrix(p, known, self.classes)).miou for name, p in found.items()}
 

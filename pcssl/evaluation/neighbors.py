@@ -12,6 +12,16 @@ BLOCK = 8_192  # queries compared at once: bounds the similarity matrix
 
 
 @dataclass(frozen=True)
+class Centring:
+    """Call it with (N, D) features. mean: (D,)."""
+
+    mean: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return features - self.mean
+
+
+@dataclass(frozen=True)
 class Whitening:
     """Call it with (N, D) features. mean: (D,); turn: (D, D)."""
 
@@ -33,36 +43,39 @@ class Whitening:
 
 @dataclass(frozen=True)
 class NearestNeighborProbe:
-    """Exact cosine neighbours among whitened features.
+    """Exact cosine neighbours among centred or whitened features.
 
     Features of several levels have scales of their own, and a few directions may hold most of the variance: as they
-    are, a cosine would see little else. So features are standardised and turned to their principal axes, each divided
-    by sqrt(variance + 0.1), with the statistics of the database and without labels. k = 1 takes the nearest label; k > 1 votes with weights exp(similarity / temperature), as in
-    Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR
-    2018. The Masked Scene Modeling paper states neither; both are ours.
+    are, a cosine would see little else. `whiten` standardises them and turns them to their principal axes, each
+    divided by sqrt(variance + 0.1), with the statistics of the database and without labels.
+
+    k = 1 takes the nearest label; k > 1 votes with weights exp(similarity / temperature), as in Wu et al.,
+    "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018. The Masked Scene Modeling
+    paper states neither; both are ours.
     """
 
     database: Tensor
     labels: Tensor
     classes: int
-    whitening: Whitening
+    prepare: Centring | Whitening
     temperature: float = 0.07
 
     @classmethod
     def fit(
-        cls, features: Tensor, labels: Tensor, classes: int, *, temperature: float = 0.07, device: torch.device | str = "cpu"
+        cls, features: Tensor, labels: Tensor, classes: int, *, whiten: bool = False, temperature: float = 0.07,
+        device: torch.device | str = "cpu",
     ) -> NearestNeighborProbe:
         """features: (M, D) float; labels: (M,) int64."""
         features = features.to(device)
-        whitening = Whitening.fit(features)
-        return cls(F.normalize(whitening(features), dim=1), labels.to(device), classes, whitening, temperature)
+        prepare = Whitening.fit(features) if whiten else Centring(features.mean(0))
+        return cls(F.normalize(prepare(features), dim=1), labels.to(device), classes, prepare, temperature)
 
     @torch.no_grad()
     def __call__(self, features: Tensor, ks: tuple[int, ...] = (1,)) -> list[Tensor]:
         """(N, D) features -> per k the (N,) predictions."""
         out: list[list[Tensor]] = [[] for _ in ks]
         for block in features.split(BLOCK):
-            query = F.normalize(self.whitening(block.to(self.database.device)), dim=1)
+            query = F.normalize(self.prepare(block.to(self.database.device)), dim=1)
             similarity, rows = (query @ self.database.T).topk(min(max(ks), len(self.database)), dim=1)
             label = self.labels[rows]
             for i, k in enumerate(ks):

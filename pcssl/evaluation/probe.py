@@ -255,7 +255,7 @@ def fit_heads(
 
     def nearest(suffix: str, rows: Tensor, ks: tuple[int, ...]) -> None:
         kept = sample.draw(rows, config.database, seed)
-        fitted = NearestNeighborProbe.fit(sample.features[kept].float(), sample.labels[kept], classes, device=device)
+        fitted = NearestNeighborProbe.fit(sample.features[kept].float(), sample.labels[kept], classes, whiten=True, device=device)
         heads.append(FittedHead(tuple(f"{k}-nn{suffix}" for k in ks), lambda x: fitted(x, ks), sampled=True))
 
     if "linear" in config.heads:
