@@ -1,8 +1,9 @@
 // Sparse convolution over a table (K, N_out) of input rows, -1 where there is none.
 //
 // Output rows are worked on in blocks whose sums stay in the L2 cache. For every kernel offset,
-// the input rows that exist are multiplied with the weights of that offset. Every output row is summed by one thread in the order of the offsets, so results do
-// not depend on the number of threads or the size of blocks.
+// the input rows that exist are multiplied with the weights of that offset. Every output row is
+// summed by one thread in the order of the offsets, so results do not depend on the number of
+// threads or the size of blocks.
 #include <algorithm>
 #include <atomic>
 #include <numeric>

@@ -44,13 +44,13 @@ T* write(const Tensor& x) {
   return static_cast<T*>(x.data_ptr());
 }
 
-// Asks for pages of 2 MB where malloc takes memory anew from the system at every call: clearing pages of 4 KB one by
-// one, at the first write to each, takes several times as long as filling them.
+// Asks for pages of 2 MB for what malloc may have taken anew from the system, as it does for much memory at every
+// call: clearing pages of 4 KB one by one, at the first write to each, takes several times as long as filling them.
 inline void use_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kPage = 2 << 20;
-  constexpr int64_t kAnew = 32 << 20;
-  if (bytes < kAnew) return;
+  constexpr int64_t kMuch = 4 << 20;
+  if (bytes < kMuch) return;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & -kPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & -kPage;
   madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a wish: it may fail

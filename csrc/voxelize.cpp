@@ -35,7 +35,8 @@ std::tuple<Tensor, Tensor, Tensor> unique_near(const Tensor& keys, const ShortKe
   const Scratch<Ranks> first(sets_of(how)), second(rows);
   kernels().shorten(read<int64_t>(keys, 1, "keys"), rows, how, near.get());
   const int64_t count = kernels().rank_keys(near.get(), rows, first.get(), sets_of(how), second.get(), runs.get());
-  Tensor coords = make<int32_t>(keys, {count, 4}), inverse = make<int64_t>(keys, {rows}), counts = make<int64_t>(keys, {count});
+  Tensor coords = make<int32_t>(keys, {count, 4}), inverse = make<int64_t>(keys, {rows});
+  Tensor counts = make<int64_t>(keys, {count});
   std::fill_n(write<int64_t>(counts), count, 0);
   kernels().take_ranks(near.get(), rows, second.get(), runs.get(), how, write<int64_t>(inverse), write<int64_t>(counts),
                        write<int32_t>(coords));

@@ -466,7 +466,7 @@ def test_the_gradient_of_segments_larger_than_the_caches(cpu, threads, reduce):
     values = torch.randn(70_001, 64).requires_grad_()
     grad = torch.randn(len(offsets) - 1, 64)
     got, want = (
-        torch.autograd.grad(f(values, offsets, reduce), values, grad)[0] for f in (native.segment_reduce, ops.segment_reduce)
+        torch.autograd.grad(engine.segment_reduce(values, offsets, reduce), values, grad)[0] for engine in (native, ops)
     )
     close(got, want)
 

@@ -88,8 +88,8 @@ struct Kernels {
   int64_t (*rank_keys)(const uint32_t* keys, int64_t count, Ranks* first, int64_t firsts, Ranks* second, int32_t* runs);
 
   // The rank of every key, how many keys have each rank, and the coords of each.
-  void (*take_ranks)(const uint32_t* keys, int64_t count, const Ranks* second, const int32_t* runs, const ShortKeys& how,
-                     int64_t* rank, int64_t* counts, int32_t* coords);
+  void (*take_ranks)(const uint32_t* keys, int64_t count, const Ranks* second, const int32_t* runs,
+                     const ShortKeys& how, int64_t* rank, int64_t* counts, int32_t* coords);
 
   // Keys of at most 32 bits, and the coords (count, 4) [batch, x, y, z] of such keys.
   void (*shorten)(const int64_t* keys, int64_t count, const ShortKeys& how, uint32_t* shortened);
