@@ -816,3 +816,9 @@ def test_bounds_are_the_lowest_and_highest_of_every_column(rows, dtype):
     for values in (x, x[:, 1:], x.flip(0)):
         low, high = bounds(values)
         assert torch.equal(low, values.amin(0)) and torch.equal(high, values.amax(0))
+
+
+def test_the_gradient_of_a_maximum_of_zero_goes_to_its_row():
+    values = torch.tensor([[0.0, -1.0], [-2.0, -1.0]]).requires_grad_()
+    segment_reduce(values, torch.tensor([0, 0, 2]), "max").sum().backward()
+    assert values.grad.tolist() == [[1.0, 0.5], [0.0, 0.5]]

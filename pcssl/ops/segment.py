@@ -20,11 +20,13 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tens
     lengths = offsets.diff()
     count = lengths.numel()
     segment = torch.repeat_interleave(torch.arange(count, device=values.device), lengths)
-    out = values.new_zeros(count, *values.shape[1:])
     if reduce == "max":
         index = segment[:, None].expand_as(values)
-        return out.scatter_reduce(0, index, values, "amax", include_self=False)
-    out = out.index_add(0, segment, values)
+        # What is there before must equal no maximum: torch would share the gradient with it.
+        before = values.new_full((count, *values.shape[1:]), torch.nan)
+        out = before.scatter_reduce(0, index, values, "amax", include_self=False)
+        return torch.where((lengths > 0)[:, None], out, 0)
+    out = values.new_zeros(count, *values.shape[1:]).index_add(0, segment, values)
     return out if reduce == "sum" else out / lengths.clamp(min=1)[:, None].to(values.dtype)
 
 
