@@ -10,7 +10,7 @@ from torch import nn
 
 from pcssl.cli import main
 from pcssl.sparse import Geometry, SparseTensor, SubmanifoldConv, use_engine
-from pcssl.training.profile import KINDS, needs, profile_step
+from pcssl.training.profile import KINDS, _watching, needs, profile_step
 from pcssl.training.settings import OptimizerConfig
 from pcssl.training.trainer import make_optimizer
 
@@ -25,6 +25,19 @@ def test_kinds_of_work_are_told_apart(found):
     assert {*KINDS, "rest"} == set(found.kinds) and all(seconds > 0 for seconds in found.kinds.values())
     assert 0.2 < found.core < 1
     assert set(found.seconds) == {"samples", "forward", "backward", "optimizer"}
+
+
+def test_health_metrics_are_timed_beside_plain_steps():
+    calls = []
+
+    class Watched(nn.Module):
+        watched = False
+
+        def forward(self, batch, step):
+            calls.append(self.watched)
+
+    watched = Watched()
+    assert _watching(watched, None, 3) >= 0 and calls == [False, True] * 3 and not watched.watched
 
 
 def test_operations_of_a_convolution_are_counted():
@@ -66,5 +79,5 @@ device: cpu
     )
     assert main(["profile", str(tmp_path / "tiny.yaml"), "--steps", "1"]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("forward", "convolution", "MFLOP a voxel", "kept for the backward pass"))
+    assert all(word in out for word in ("forward", "convolution", "MFLOP a voxel", "kept for the backward pass", "health metrics"))
     assert main(["profile", str(tmp_path / "tiny.yaml"), "--steps", "0"]) == 2

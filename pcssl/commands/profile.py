@@ -60,12 +60,12 @@ def run(args: argparse.Namespace) -> int:
             config.optimizer.clip,
         )  # fmt: skip
     where = f"{engine.name} engine, " + (f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device))
-    print(report(found, objective, where))
+    print(report(found, objective, where, config.log_every))
     return 0
 
 
-def report(found: StepProfile, objective: torch.nn.Module, where: str) -> str:
-    """The profile as lines of text."""
+def report(found: StepProfile, objective: torch.nn.Module, where: str, log_every: int) -> str:
+    """The profile as lines of text. log_every: steps between two that take health metrics."""
     total = sum(found.seconds.values())
     lines = [f"a step of {found.voxels / 1000:.1f}k voxels on average, {where}: {1000 * total:.0f} ms"]
     lines += [f"  {name:12}{1000 * s:10.1f} ms{100 * s / total:8.1f} %" for name, s in found.seconds.items()]
@@ -79,6 +79,8 @@ def report(found: StepProfile, objective: torch.nn.Module, where: str) -> str:
     fixed = sum(p.numel() for p in objective.parameters()) - learnt
     lines += [
         f"convolution, attention and norm together: {100 * found.core:.0f} %",
+        f"health metrics: {1000 * found.watching:.0f} ms more on every {log_every}th step, "
+        f"{100 * found.watching / log_every / total:.2f} % of the time",
         f"operations: {found.flops / found.counted / 1e6:.2f} MFLOP a voxel, of products, convolutions and attention",
         f"memory: {found.saved / found.counted / 1000:.1f} kB a voxel kept for the backward pass, and "
         f"{(16 * learnt + 4 * fixed) / 1e9:.2f} GB for {learnt / 1e6:.1f} M weights, gradients, AdamW and the teacher",

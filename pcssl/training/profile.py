@@ -27,13 +27,14 @@ _BACKWARD = "autograd::engine::evaluate_function"
 @dataclass(frozen=True)
 class StepProfile:
     """seconds: median a stage. kinds: seconds of self time a kind of work, forward and backward together.
-    saved: bytes that autograd keeps for the backward pass of a batch of `counted` voxels. flops: of the matrix
+    watching: seconds that health metrics add to a step that is logged. saved: bytes that autograd keeps for the backward pass of a batch of `counted` voxels. flops: of the matrix
     products, convolutions and attention of its step.
     """
 
     voxels: float
     seconds: dict[str, float]
     kinds: dict[str, float]
+    watching: float
     saved: int
     flops: float
     counted: int
@@ -65,7 +66,25 @@ def profile_step(
                 stages[name].append(seconds)
     saved, flops = needs(objective, batch)
     kinds = _by_kind(objective, lambda: _step(objective, optimizer, batch, 0, clip, _Clock()))
-    return StepProfile(sum(voxels) / len(voxels), {k: median(v) for k, v in stages.items()}, kinds, saved, flops, batch.num_voxels)
+    watching = _watching(objective, batch, max(3, len(batches) - 1))
+    medians = {name: median(values) for name, values in stages.items()}
+    return StepProfile(sum(voxels) / len(voxels), medians, kinds, watching, saved, flops, batch.num_voxels)
+
+
+@torch.no_grad()
+def _watching(objective: Objective, batch, repeats: int) -> float:
+    """Median of what a watched forward pass takes longer than the plain one beside it."""
+    before, gaps = objective.watched, []
+    try:
+        for _ in range(repeats):
+            clock = _Clock()
+            for name, objective.watched in (("plain", False), ("watched", True)):
+                objective(batch, 0)
+                clock(name)
+            gaps.append(clock.seconds["watched"] - clock.seconds["plain"])
+    finally:
+        objective.watched = before
+    return max(0.0, median(gaps))
 
 
 class _Clock:
