@@ -17,6 +17,7 @@ from test_msm import room
 
 import pcssl
 from pcssl.cli import main
+from pcssl.commands.probe import default_out
 from pcssl.data import Scene, write_ply
 
 ROOT = Path(__file__).parents[1]
@@ -304,3 +305,9 @@ def test_real_scan_from_raw_layout_to_features(folder, real_scans, tmp_path):
     assert main(["extract", str(scan), *arguments, "--picture", str(tmp_path / "pca.png")]) == 0
     with np.load(tmp_path / "f.npz") as file:
         assert file["features"].shape == (99_183, 24) and np.isfinite(file["features"]).all()
+
+
+def test_results_of_a_probe_lie_beside_the_file_or_below_runs(tmp_path):
+    (tmp_path / "checkpoint.pt").touch()
+    assert default_out(str(tmp_path / "checkpoint.pt")) == tmp_path == default_out(str(tmp_path))
+    assert default_out("sonata") == Path("runs/sonata") == default_out("hf://owner/name/sonata.pth")

@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `pcssl health`."""
     parser.description = _DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("checkpoint", help="of `pcssl train`, or released MSM weights")
+    parser.add_argument("checkpoint", help="file, folder or name of a model, see docs/models.md")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override those of --data")
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset, for example configs/data/rooms.yaml")
     parser.add_argument("--scenes", type=int, default=8, metavar="N", help="val scenes to look at (default 8)")

@@ -72,11 +72,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override those of --data")
-    parser.add_argument("--checkpoint", required=True, help="of `pcssl train`, or released MSM weights")
+    parser.add_argument("--checkpoint", required=True, help="file, folder or name of a model, see docs/models.md")
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset and protocol, for example configs/data/rooms.yaml")
     parser.add_argument("--heads", metavar="A,B", help="linear, nn, few, clusters, instances, supervised, finetune; of images ridge, nn, few (default: those of --data)")
     parser.add_argument("--levels", action="store_true", help="also every level alone, and all without it")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: the checkpoint's)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: the checkpoint's; runs/NAME for a model by name)")
     parser.add_argument("--cache", type=Path, help="folder for features (default: features/ in --out)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--engine", default="auto", help="auto, native, reference or spconv")
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     heads = [f"probe.heads=[{args.heads}]"] if args.heads else []
     levels = ["probe.levels=true"] if args.levels else []
     job = load_config(args.data, ProbeJob | ImageProbeJob, [*args.overrides, *heads, *levels])
-    out = args.out or Path(args.checkpoint).parent
+    out = args.out or default_out(args.checkpoint)
     # The checkpoint is opened first: a wrong path should not cost the making of a dataset.
     if isinstance(job, ImageProbeJob):
         load_image_model(args.checkpoint)
@@ -98,6 +98,14 @@ def run(args: argparse.Namespace) -> int:
     with use_engine(args.engine):
         probe_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device, args.pictures, args.cache)
     return 0
+
+
+def default_out(checkpoint: str) -> Path:
+    """The checkpoint's folder; for a model by name, which lies in a shared store, one below runs/."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        return path
+    return path.parent if path.is_file() else Path("runs") / path.stem
 
 
 def probe_and_report(

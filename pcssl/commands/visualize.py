@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", metavar="A,B", help="modes; a picture has a column for each (default: input,pca)")
     known = parser.add_argument_group("what is known of the scans")
     known.add_argument("--features", type=Path, nargs="+", metavar="NPZ", help="of `pcssl extract`, one a scan or their folder")
-    known.add_argument("--checkpoint", help="of `pcssl train`, or released MSM weights: computes what --features lacks")
+    known.add_argument("--checkpoint", help="file, folder or name of a model: computes what --features lacks")
     known.add_argument("--label", help="field of the scan's labels (default: segment20, or the only one)")
     known.add_argument("--predictions", type=Path, nargs="+", metavar="NPY", help="classes (N,), one file a scan")
     known.add_argument("--probe", metavar="YAML", help="predict by a linear probe on this labelled data; needs --checkpoint")
