@@ -302,7 +302,7 @@ def test_the_whitening_is_part_of_a_checkpoint():
 
 @pytest.mark.parametrize(
     "options", [{"tokens": "coarsest"}, {"predictor": False}, {"loss_levels": "finest"}, {"mask_level": 0}, {"target_norm": "layer"}, {"target_norm": "channel"}, {"target_norm": "none"},
-     {"matching": "trilinear"}, {"teacher_view": "crop"}, {"mask_ratio": 0.0}]
+     {"matching": "trilinear"}, {"teacher_view": "crop"}, {"mask_ratio": 0.0}, {"loss_voxels": "crop"}]
 )  # fmt: skip
 def test_alternatives_run_and_learn(options):
     msm = objective(**options)
@@ -313,6 +313,25 @@ def test_alternatives_run_and_learn(options):
         assert [k for k in out if k.startswith("loss/")] == ["loss/level0"]
     if options.get("tokens") == "coarsest":
         assert list(msm.tokens) == ["2"]
+
+
+@pytest.mark.parametrize("loss_voxels", ["hidden", "crop"])
+def test_the_loss_asks_for_the_voxels_it_should(loss_voxels, monkeypatch):
+    """Gradient reaches what the decoder gives at shown voxels only when the loss is taken there."""
+    msm = objective(loss_voxels=loss_voxels, predictor=False)
+    kept, predict = [], msm.predict
+
+    def watched(batch):
+        predictions, seen = predict(batch)
+        levels = [SparseTensor(p.features.detach().requires_grad_(), p.geometry) for p in predictions]
+        kept.extend((level.features, marks) for level, marks in zip(levels, seen))
+        return levels, seen
+
+    monkeypatch.setattr(msm, "predict", watched)
+    msm(batch_of(msm), 0)["loss"].backward()
+    for features, seen in kept:
+        asked = features.grad.abs().sum(1) > 0
+        assert asked[~seen].any() and bool(asked[seen].any()) == (loss_voxels == "crop")
 
 
 @pytest.mark.parametrize("target_norm, part", [("layer", 0.8), ("whiten", 0.9)])

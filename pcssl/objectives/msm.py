@@ -37,7 +37,7 @@ from pcssl.statistics import effective_rank, feature_std, linear_r2
 @dataclass(frozen=True)
 class MSMConfig:
     """mask_ratio: part of the occupied mask cells that is hidden (paper: 0.4; counted in cells: ours).
-        At 0 nothing is hidden, and the loss is taken at all voxels of the crop (for ablation).
+        At 0 nothing is hidden (for ablation).
     mask_level: level whose voxels are the mask cells, None = the coarsest (ours, the only reading
         that hides a region at every level; 0 draws masks at the finest level, "top-down").
     crop: range of the student's part of a view's voxels, around a random centre (ours).
@@ -53,6 +53,8 @@ class MSMConfig:
         those around it with trilinear weights.
     teacher_view: the teacher sees whole views (paper), or only what the student's crop of that view has.
     predictor: a student-only MLP per level before the loss (paper; its shape: ours).
+    loss_voxels: of the student's crop: the hidden ones (paper), or all of them (ours): a shown voxel is then asked for
+        what the teacher has there in the other view. With nothing hidden it is all of them.
     loss_levels: all levels, or only the finest (for ablation).
     evaluate: the network that probes and exports use.
     """
@@ -68,6 +70,7 @@ class MSMConfig:
     matching: Literal["nearest", "trilinear"] = "nearest"
     teacher_view: Literal["whole", "crop"] = "whole"
     predictor: bool = True
+    loss_voxels: Literal["hidden", "crop"] = "hidden"
     loss_levels: Literal["all", "finest"] = "all"
     evaluate: Literal["student", "teacher"] = "student"
 
@@ -261,12 +264,13 @@ class MSM(Objective):
 
         out: dict[str, Tensor] = {}
         losses = []
+        hidden_only = self.config.loss_voxels == "hidden" and self.config.mask_ratio > 0
         for i, (prediction, target) in enumerate(zip(predictions, targets)):
             out[f"std/level{i}"] = feature_std(some(target.features))
             out[f"std_student/level{i}"] = feature_std(some(prediction.features))
             if self.config.loss_levels == "finest" and i > 0:
                 continue
-            rows = torch.nonzero(~seen[i] if self.config.mask_ratio > 0 else torch.ones_like(seen[i]))[:, 0]
+            rows = torch.nonzero(~seen[i])[:, 0] if hidden_only else torch.arange(len(seen[i]), device=seen[i].device)
             found, wanted = self._targets(prediction, rows, crop_origin[i], target, whole_origin[i])
             out[f"matched/level{i}"] = found.float().mean() if len(rows) else found.new_zeros((), dtype=torch.float)
             if len(wanted):
