@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,24 @@ def test_steps_without_a_finite_loss_are_skipped_and_then_stop_the_run(tmp_path,
     batch = MSMBatch(**content["batch"])
     assert content["step"] == 0 and batch.num_voxels > 0 and torch.isfinite(objective()(batch, 0)["loss"])
     assert len(list((tmp_path / "one" / "bad_steps").glob("step_1.pt"))) == 1
+
+
+@pytest.mark.parametrize("method", [{"name": "msm"}, {"name": "scene_distillation", "hidden": 16, "bottleneck": 8, "prototypes": 8}])
+def test_a_batch_that_is_not_finite_leaves_nothing_behind(tmp_path, scenes, monkeypatch, method):
+    """Neither in the weights nor in what a method keeps of a step, also on a step that takes health metrics."""
+    build, made = StepBatches.__getitem__, []
+
+    def sometimes(self, step):
+        batch, bad = build(self, step)
+        made.append(step)
+        return (replace(batch, features=batch.features * torch.nan) if step == 2 else batch), bad
+
+    monkeypatch.setattr(StepBatches, "__getitem__", sometimes)
+    content = load_checkpoint(pretrain(config(tmp_path, objective=method), scenes))
+    assert made == list(range(6)) and len(list((tmp_path / "bad_steps").glob("*.pt"))) == 1
+    # Statistics of BatchNorms serve heads that only training uses.
+    kept = {k: v for k, v in content["objective"].items() if "running_" not in k}
+    assert all(torch.isfinite(v).all() for v in kept.values())
 
 
 def test_a_scene_that_cannot_be_used_is_named(tmp_path, scenes):
