@@ -18,7 +18,7 @@ from pcssl.config import Range
 from pcssl.data.datasets import SceneSource
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
-from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures, Sample, data_key, file_key
+from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures, Sample, data_keys, file_key
 from pcssl.evaluation.ceilings import train_with_labels
 from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
@@ -106,7 +106,7 @@ def probe(
                 results[kind] = run.with_labels(kind, checkpoint)
     described = {
         "root": str(data.root), "label": data.label, "classes": list(data.classes),
-        "train_scenes": len(train), "val_scenes": len(val), "fingerprint": run.train_key[:16] + run.val_key[:16],
+        "train_scenes": len(train), "val_scenes": len(val), "fingerprint": run.fingerprint,
     }  # fmt: skip
     found = {"protocol": {"version": PROTOCOL_VERSION, **asdict(config)}, "data": described, "results": results}
     return {**found, "instances": run.instances} if run.instances else found
@@ -146,7 +146,8 @@ class _Run:
         self.instances: dict[str, dict[str, Any]] = {}
         if "instances" in config.heads and (train[0].instance is None or val[0].instance is None):
             raise UserError(f"{data.root}: its scenes have no instances; leave `instances` out of the heads")
-        self.train_key, self.val_key = data_key(train, data.label), data_key(val, data.label)
+        said, (self.train_key, self.val_key) = zip(*(data_keys(scenes, data.label, self.classes) for scenes in (train, val)))
+        self.fingerprint = "".join(key[:16] for key in said)
 
     def score(self, name: str, sources: list, levels: bool = False) -> dict[str, Any]:
         """All heads and seeds on a source; several sources take the seeds in turn."""
@@ -196,7 +197,7 @@ class _Run:
             raise UserError(f"{kind} needs the checkpoint whose network and budget it takes")
         begin, found = time.monotonic(), []
         for seed in range(self.config.seeds):
-            where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key[:12]}-{seed}"
+            where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key}-{seed}"
             trained = train_with_labels(checkpoint, kind, self.train, self.data.label, self.classes, where, seed, self.device)
             cache = FeatureCache(self.folder, _source(trained.model), self.train_key, self.val_key, self.config.train_points)
             head = FittedHead((kind,), lambda x, trained=trained: [trained.predict(x)])
