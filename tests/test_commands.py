@@ -71,6 +71,16 @@ def test_probe_alone_gives_the_same_scores(folder, tmp_path, capsys):
     assert "random weights" in capsys.readouterr().out and not (tmp_path / "pictures").exists()
 
 
+def test_probe_of_a_runs_folder_trains_with_labels_too(folder, tmp_path, capsys):
+    """And prints what the terminal is to show of it, though the trained features have no such head."""
+    arguments = ["probe", "--checkpoint", str(folder / "out"), "--data", str(folder / "data.yaml"), "--heads", "supervised"]
+    assert main([*arguments, "probe.floors=false", "--out", str(tmp_path), "--pictures", "0", "--device", "cpu"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("supervised "))
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert f"{100 * found['results']['supervised']['supervised']['miou']['mean']:.1f} +-" in row
+    assert found["labelled_training"]["steps"] == 4
+
+
 def test_commands_run_on_the_engine_they_are_told(folder, tmp_path, monkeypatch):
     from pcssl.sparse import conv, current_engine
 

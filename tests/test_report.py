@@ -41,7 +41,9 @@ def test_a_report_shows_every_source_and_head(found):
     for part in ("| trained | 40.0 +- 1.0 | 30.0 +- 1.0 | - |", "20 points a scene | 35.0", "level 0 alone | 20.0", "**the checkpoint was trained on 2"):
         assert part in page
     assert "linear / supervised: 0.80" in page and "| floor | - | - | - |" in page
-    assert "40.0 +- 1.0" in table(found["results"]).splitlines()[1]
+    head, trained, _, supervised = table(found["results"]).splitlines()
+    assert head.split()[-3:] == ["linear", "1-nn", "supervised"] and "40.0 +- 1.0" in trained and "50.0 +- 1.0" in supervised
+    assert table({"trained": {}, "random weights": {}}).splitlines()[1].strip() == "trained"  # instances alone
     assert ratios(found["results"])["best nearest neighbour / linear"] == pytest.approx(0.75)
 
 

@@ -120,7 +120,9 @@ def probe_and_report(
     """Probe a checkpoint on a dataset, write results.json, report.md and pictures to `out`, print the table."""
     begin = time.monotonic()
     model = load_model(checkpoint, pick_device(device))
-    trained_with_labels = sorted({"supervised", "finetune"} & set(config.heads))
+    trained_with_labels = {"supervised", "finetune"} & set(config.heads)
+    if trained_with_labels and Path(checkpoint).is_dir():  # these need more than the weights
+        checkpoint = Path(checkpoint) / "checkpoint.pt"
     warnings = leakage(model.card, data.scenes(config.val_split), config.val_split)
     for warning in warnings:
         print(f"probe: warning: {warning}", file=sys.stderr)

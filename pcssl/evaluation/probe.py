@@ -25,6 +25,7 @@ from pcssl.evaluation.linear import LinearProbe
 from pcssl.evaluation.metrics import Scores, confusion_matrix, scores
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.pretrained import PretrainedModel
+from pcssl.training import load_checkpoint
 
 # 1: the class-aware sample was fitted on as if it were all points; neighbours among features as they are.
 PROTOCOL_VERSION = 2
@@ -91,6 +92,10 @@ def probe(
     """
     if data.label is None:
         raise UserError(f"{data.root} names no label to score; set label and classes of the dataset")
+    if {"supervised", "finetune"} & set(config.heads):
+        if checkpoint is None:
+            raise UserError("supervised and finetune need the checkpoint whose network and budget they take")
+        load_checkpoint(checkpoint)  # now, not after all the other heads
     say = report or (lambda line: print(line, file=sys.stderr, flush=True))
     train, val = _labelled(data, config.train_split), _labelled(data, config.val_split)
     device = next(model.backbone.parameters()).device
@@ -191,10 +196,8 @@ class _Run:
             progress(number + 1, len(self.val))
         return precision.scores()
 
-    def with_labels(self, kind: str, checkpoint: str | Path | None) -> dict[str, Any]:
+    def with_labels(self, kind: str, checkpoint: str | Path) -> dict[str, Any]:
         """The head of a network that was trained with the labels, a run a seed."""
-        if checkpoint is None:
-            raise UserError(f"{kind} needs the checkpoint whose network and budget it takes")
         begin, found = time.monotonic(), []
         for seed in range(self.config.seeds):
             where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key}-{seed}"

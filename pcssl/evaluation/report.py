@@ -21,12 +21,18 @@ def _measure(score: dict[str, Any]) -> str:
 
 
 def _title(results: dict[str, Any]) -> str:
-    return MEASURES[_measure(next(iter(next(iter(results.values())).values())))]
+    scores = [score for source in results.values() for score in source.values()]
+    return MEASURES[_measure(scores[0])] if scores else ""
+
+
+def _main_heads(results: dict[str, Any]) -> list[str]:
+    """Those of any source, without the studies of few labels and of levels."""
+    return list(dict.fromkeys(head for scores in results.values() for head in scores if "/" not in head))
 
 
 def table(results: dict[str, Any], heads: list[str] | None = None) -> str:
     """mIoU or accuracy in percent, a row a source, mean and standard deviation over seeds."""
-    heads = heads or [head for head in next(iter(results.values())) if "/" not in head]
+    heads = heads or _main_heads(results)
     width = max(len(source) for source in results) + 2
     lines = [f"{_title(results):{width}}" + "".join(f"{head:>16}" for head in heads)]
     for source, scores in results.items():
@@ -67,7 +73,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"{len(data['classes'])} classes of `{data['label']}`. Checkpoint: {_described(found)}. mIoU in percent, "
         f"mean and standard deviation over {found['protocol']['seeds']} seeds.",
         *(f"**{warning}**" for warning in found.get("warnings", [])),
-        _table(["", *(h for h in every if "/" not in h)], results, [h for h in every if "/" not in h]),
+        _table(["", *_main_heads(results)], results, _main_heads(results)),
     ]
     if found_ratios := ratios(results):
         parts.append("\n".join(f"{name}: {value:.2f}" for name, value in found_ratios.items()))
