@@ -381,6 +381,14 @@ def test_few_labels_are_few():
         assert len(sample.scene[rows["20 points a scene"]].unique()) == 10
     assert len({tuple(rows["20 % of scenes"].tolist()) for rows in draws}) == 3
     assert len({tuple(rows["20 points a scene"].tolist()) for rows in draws}) == 3
+    for a, b in itertools.combinations(draws, 2):
+        both = torch.isin(a["100 points a scene"], b["100 points a scene"]).float().mean()
+        assert 0.3 < float(both) < 0.7
+    # A scene of 60 points gives what it has, whatever the seed.
+    small = replace(sample, even=torch.where(sample.even >= 60, -1, sample.even))
+    for seed in range(3):
+        rows = dict(few_labels(small, ProbeConfig(), seed))
+        assert len(rows["50 points a scene"]) == 500 and len(rows["100 points a scene"]) == 600
 
 
 def test_clusters_of_well_separated_features():

@@ -18,7 +18,7 @@ from pcssl.config import Range
 from pcssl.data.datasets import SceneSource
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
-from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures, Sample, data_keys, file_key
+from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, InputFeatures, Sample, data_keys, file_key
 from pcssl.evaluation.ceilings import train_with_labels
 from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
@@ -47,7 +47,8 @@ class ProbeConfig:
     val_points: random points a val scene that the nearest neighbour is scored on, 0 = all; every
         other head is always scored on all points.
     database: most points that the nearest neighbour searches, a class-blind part of the sample.
-    few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels.
+    few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels; another part for
+        each seed, of the points out of 200 that all seeds share.
     instance_radius: metres within which points of an instance touch.
     levels: also each level alone and all without it, for the trained features (linear).
     floors: also random weights and input features.
@@ -62,7 +63,7 @@ class ProbeConfig:
     database: Count = 100_000
     neighbors: tuple[Count, ...] = (1, 20)
     few_scenes: tuple[Part, ...] = (0.01, 0.05, 0.1, 0.2)
-    few_points: tuple[Annotated[int, Range(1, 200)], ...] = (20, 50, 100, 200)
+    few_points: tuple[Annotated[int, Range(1, EVEN)], ...] = (20, 50, 100, 200)
     instance_radius: Annotated[float, Range(0, low_open=True)] = 0.04
     levels: bool = False
     floors: bool = True
@@ -284,15 +285,20 @@ def fit_heads(
 
 def few_labels(sample: Sample, config: ProbeConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Rows that keep their labels: of some scenes, or a few of every scene; drawn anew for each seed."""
+    rng = torch.Generator().manual_seed(seed)
     scenes = sample.scene.unique()
-    order = scenes[torch.randperm(len(scenes), generator=torch.Generator().manual_seed(seed))]
+    order = scenes[torch.randperm(len(scenes), generator=rng)]
     aware = sample.rows()
     for part in config.few_scenes:
         kept = order[: max(1, round(part * len(scenes)))]
         yield f"{100 * part:g} % of scenes", aware[torch.isin(sample.scene[aware], kept)]
+    even = sample.rows(aware=False)
+    turn = torch.randperm(EVEN, generator=rng)[sample.even[even]]
+    even = even[torch.argsort(sample.scene[even] * EVEN + turn)]
+    sizes = torch.unique_consecutive(sample.scene[even], return_counts=True)[1]
+    rank = torch.arange(len(even)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     for count in config.few_points:
-        first = seed * count % max(1, 200 - count + 1)
-        yield f"{count} points a scene", torch.nonzero((sample.even >= first) & (sample.even < first + count))[:, 0]
+        yield f"{count} points a scene", even[rank < count].sort().values
 
 
 def asked_points(label: Tensor, count: int, number: int) -> Tensor:
