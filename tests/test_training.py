@@ -143,6 +143,30 @@ def test_a_complete_run_is_left_as_it_is(tmp_path, scenes, capsys):
     assert path.stat().st_mtime_ns == before and "complete" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_with_other_scenes(tmp_path, scenes):
+    path = pretrain(config(tmp_path), scenes)
+    before = path.read_bytes()
+    fewer = Rooms(scenes[:3])
+    fewer.names = Rooms.names[:3]
+    with pytest.raises(UserError, match=r"other scenes than are there now \(5 then, 3 now\)"):
+        pretrain(config(tmp_path), fewer, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_names_what_the_one_before_it_has_seen(tmp_path, scenes):
+    """Else what a first run has seen would be hidden from the warnings of leakage."""
+    first = pretrain(config(tmp_path / "a", optimizer={"epochs": 1}), scenes)
+    later = Rooms([room(8, 300), scenes[0]])
+    later.names = ["late", "room0"]
+    settings = config(tmp_path / "b", optimizer={"epochs": 1}, init=str(first))
+    card = load_checkpoint(pretrain(settings, later))["card"]
+    assert card["scene_names"] == ["late", "room0", "room1", "room2", "room3", "room4"] and card["scenes"] == 2
+    assert pretrain(settings, later, resume=True).exists()
+    unknown = pretrain(config(tmp_path / "c", optimizer={"epochs": 1}), list(scenes))
+    card = load_checkpoint(pretrain(config(tmp_path / "d", optimizer={"epochs": 1}, init=str(unknown)), later))["card"]
+    assert card["scene_names"] is None
+
+
 def test_steps_without_a_finite_loss_are_skipped_and_then_stop_the_run(tmp_path, scenes, monkeypatch):
     from pcssl.objectives.msm import MSM
 
