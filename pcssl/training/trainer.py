@@ -309,7 +309,7 @@ def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, dev
             f"{path} was trained with another config ({', '.join(changed)} differ); "
             f"use {path.parent / 'config.yaml'}, or another output="
         )
-    names, seen, count = _names(scenes), content["card"]["scene_names"], content["card"]["scenes"]
+    names, seen, count = _names(scenes), content["card"].get("scene_names"), content["card"].get("scenes")
     if names and seen and names != seen[:count]:
         raise UserError(
             f"{path} was trained on other {config.data.item}s than are there now ({count} then, {len(names)} now); "
