@@ -82,6 +82,24 @@ def test_compare_prints_gaps_and_refuses_other_protocols(found, tmp_path, capsys
     assert "+5.0" in captured.out and "not comparable" in captured.err
 
 
+def test_compare_of_instances_and_of_nothing_in_common(found, tmp_path, capsys):
+    ap = {"mean": 0.2, "std": 0.0, "runs": [0.2]}
+    found["instances"] = {"trained": {"classes": {}, "ap": ap, "ap50": ap, "ap25": ap}}
+    other = copy.deepcopy(found)
+    other["instances"]["trained"]["ap50"]["mean"] = 0.3
+    images = {"protocol": {}, "data": {}, "results": {"trained": {"1-nn": {"accuracy": ap}}}}
+    paths = [tmp_path / name for name in ("a.json", "b.json", "images.json")]
+    for path, content in zip(paths, (found, other, images)):
+        path.write_text(json.dumps(content))
+    assert main(["compare", str(paths[0]), str(paths[1])]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "instances AP50" in line]
+    assert line.endswith("+10.0")
+    assert main(["compare", str(paths[0]), str(paths[2]), "--anyway"]) == 0
+    assert "no score is in both" in capsys.readouterr().out
+    found["protocol"]["instance_radius"] = 0.1
+    assert differences(found, other) == ["radius of instances: 0.1 against None"]
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense"])
 def test_compare_of_something_else(tmp_path, capsys, text):
     (tmp_path / "x.json").write_text(text)

@@ -8,7 +8,7 @@ from typing import Any
 PROTOCOL = {
     "version": "version of the protocol", "train_split": "training split", "val_split": "scored split", "train_points": "sampled points a training scene",
     "val_points": "points a scene that nearest neighbours are scored on", "database": "size of the nearest-neighbour database",
-    "epochs": "epochs of the linear probe", "size": "size of the images",
+    "epochs": "epochs of the linear probe", "instance_radius": "radius of instances", "size": "size of the images",
 }  # fmt: skip
 
 
@@ -43,8 +43,11 @@ def table(results: dict[str, Any], heads: list[str] | None = None) -> str:
 def _cell(score: dict[str, Any] | None, key: str | None = None) -> str:
     if score is None:
         return "-"
-    key = key or _measure(score)
-    return f"{100 * score[key]['mean']:.1f} +- {100 * score[key]['std']:.1f}"
+    return _number(score[key or _measure(score)])
+
+
+def _number(score: dict[str, Any]) -> str:
+    return f"{100 * score['mean']:.1f} +- {100 * score['std']:.1f}"
 
 
 def ratios(results: dict[str, Any]) -> dict[str, float]:
@@ -140,13 +143,23 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 def compared(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str]) -> str:
     """Every score that both have, and by how much the second is above the first."""
-    width = max(24, *(len(f"{s}, {h}") + 2 for s, scores in a["results"].items() for h in scores))
+    mine, theirs = _flat(a), _flat(b)
+    both = [title for title in mine if title in theirs]
+    width = max(24, *(len(title) + 2 for title in (*both, "")))
     lines = [f"{_title(a['results']):{width}}{names[0]:>18}{names[1]:>18}{'difference':>14}"]
-    for source, scores in a["results"].items():
+    for title in both:
+        gap = 100 * (theirs[title]["mean"] - mine[title]["mean"])
+        lines.append(f"{title:{width}}{_number(mine[title]):>18}{_number(theirs[title]):>18}{gap:>+14.1f}")
+    return "\n".join(lines) if both else "no score is in both"
+
+
+def _flat(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Title -> the main number of every score."""
+    out = {}
+    for source, scores in found["results"].items():
         for head, score in scores.items():
-            other = b["results"].get(source, {}).get(head)
-            if other is not None:
-                key = _measure(score)
-                gap = 100 * (other[key]["mean"] - score[key]["mean"])
-                lines.append(f"{f'{source}, {head}':{width}}{_cell(score):>18}{_cell(other):>18}{gap:>+14.1f}")
-    return "\n".join(lines)
+            key = _measure(score)
+            out[f"{source}, {head}" if key == "miou" else f"{source}, {head} ({key})"] = score[key]
+    for source, score in found.get("instances", {}).items():
+        out |= {f"{source}, instances {key.upper()}": score[key] for key in ("ap", "ap50", "ap25")}
+    return out
