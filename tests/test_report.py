@@ -98,6 +98,8 @@ def test_compare_of_instances_and_of_nothing_in_common(found, tmp_path, capsys):
     assert "no score is in both" in capsys.readouterr().out
     found["protocol"]["instance_radius"] = 0.1
     assert differences(found, other) == ["radius of instances: 0.1 against None"]
+    del other["instances"]
+    assert differences(found, other) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense"])

@@ -53,9 +53,13 @@ class SceneSource:
         if not self.colors:
             object.__setattr__(self, "colors", distinct_colors(len(self.classes)))
 
+    def parts(self, split: str) -> list[str]:
+        """The folders of a split."""
+        return [name for part in split.split("+") for name in self.splits.get(part, part).split("+")]
+
     def scenes(self, split: str) -> Sequence[Scene]:
         """The scenes of one split, or of several joined by "+"; UserError when they are not there."""
-        data = PreparedDataset(self.root, "+".join(self.splits.get(part, part) for part in split.split("+")))
+        data = PreparedDataset(self.root, "+".join(self.parts(split)))
         return LimitedScenes(data, self.limit, self.label) if self.limit and split == "train" else data
 
 

@@ -70,6 +70,10 @@ class ProbeConfig:
     epochs: Count = 30
     seeds: Count = 3
 
+    def __post_init__(self) -> None:
+        if not self.heads and not self.levels:
+            raise ValueError("heads: name one at least")
+
 
 Report = Callable[[str], None]
 

@@ -133,6 +133,8 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Why the scores of two results cannot be compared: a line each, none when they can."""
     found = []
     for key, what in PROTOCOL.items():
+        if key == "instance_radius" and not ("instances" in a and "instances" in b):
+            continue
         if a["protocol"].get(key) != b["protocol"].get(key):
             found.append(f"{what}: {a['protocol'].get(key)} against {b['protocol'].get(key)}")
     for key, what in (("label", "label"), ("classes", "classes"), ("fingerprint", "scenes or their labels")):

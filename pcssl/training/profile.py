@@ -21,6 +21,7 @@ from pcssl.objectives.base import Objective
 from pcssl.sparse.conv import _Conv
 
 KINDS = {"convolution": _Conv, "attention": AttentionBlock, "norm": (RMSNorm, nn.LayerNorm)}
+FP32 = nullcontext()
 _MARK = "pcssl kind: "
 _BACKWARD = "autograd::engine::evaluate_function"
 
@@ -49,7 +50,7 @@ class StepProfile:
 
 def profile_step(
     objective: Objective, optimizer: torch.optim.Optimizer, batches: Sequence[Callable[[], Any]], clip: float = 3.0,
-    autocast: AbstractContextManager = nullcontext(),
+    autocast: AbstractContextManager = FP32,
 ) -> StepProfile:  # fmt: skip
     """Train a step on each batch, timed; the first one is a warm-up. Then once more the last one, profiled.
 
@@ -115,7 +116,7 @@ def _step(objective: Objective, optimizer, batch, number: int, clip: float, cloc
     clock("optimizer")
 
 
-def needs(objective: nn.Module, batch, autocast: AbstractContextManager = nullcontext()) -> tuple[int, float]:
+def needs(objective: nn.Module, batch, autocast: AbstractContextManager = FP32) -> tuple[int, float]:
     """Bytes that a forward pass keeps for the backward one, and operations of both."""
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in objective.parameters()}
