@@ -82,6 +82,17 @@ def test_nearest_neighbours_do_not_change_with_the_scale_of_a_level():
     assert (one == again[0]).float().mean() > 0.99 and (many == again[1]).float().mean() > 0.98
 
 
+def test_similarities_held_at_once_are_bounded(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    base, query, labels = torch.randn(300, 4, generator=rng), torch.randn(200, 4, generator=rng), torch.arange(300) % 5
+    fitted, blocks = NearestNeighborProbe.fit(base, labels, 5), []
+    whole = fitted(query, (1, 20))
+    monkeypatch.setattr("pcssl.evaluation.neighbors.PAIRS", 10_000)
+    spied = replace(fitted, prepare=lambda x: blocks.append(len(x)) or fitted.prepare(x))
+    assert all(torch.equal(a, b) for a, b in zip(spied(query, (1, 20)), whole))
+    assert sum(blocks) == 200 and max(blocks) * 300 <= 10_000
+
+
 def test_nearest_neighbour_with_a_tiny_database():
     found = NearestNeighborProbe.fit(torch.eye(3), torch.tensor([2, 0, 1]), 3)(torch.eye(3), (1, 20))
     assert found[0].tolist() == [2, 0, 1] and len(found[1]) == 3
