@@ -76,7 +76,7 @@ def _run(name: str, argv: list[str], debug: bool) -> int:
         command = importlib.import_module(module)
         parser = argparse.ArgumentParser(prog=f"pcssl {name}", description=summary, allow_abbrev=False)
         command.configure(parser)
-        status = command.run(parser.parse_args(argv))
+        status = command.run(_parse(parser, argv))
         sys.stdout.flush()  # here, where a closed pipe is still ours to handle
         return status
     except (Exception, KeyboardInterrupt) as error:
@@ -86,6 +86,16 @@ def _run(name: str, argv: list[str], debug: bool) -> int:
         if message:
             print(f"pcssl {name}: {message}", file=sys.stderr)
         return status
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """As `parse_args`, but key=value may stand anywhere: argparse takes them from one place only."""
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") or "=" not in word for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def _verdict(error: BaseException) -> tuple[str, int | None]:

@@ -19,10 +19,12 @@ def effective_rank(features: Tensor) -> Tensor:
     """exp of the entropy of the covariance's eigenvalues, as shares of their sum: 1 to C.
 
     features: (N, C). After Roy and Vetterli, "The effective rank", EUSIPCO 2007, on the spectrum of the
-    covariance. 1 when all features lie on one line, or are equal.
+    covariance. 1 when all features lie on one line, or are equal; NaN when they are not finite.
     """
     if len(features) < 2:
         return features.new_ones(())
+    if not bool(features.isfinite().all()):
+        return features.new_full((), torch.nan)
     centred = features.double() - features.double().mean(0)
     share = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0)
     total = share.sum()

@@ -45,6 +45,21 @@ def test_arguments_reach_the_command_and_its_status_comes_back(command):
     assert seen == [["a", "b=1"]]
 
 
+def test_settings_may_stand_anywhere(command):
+    seen = []
+    command(lambda args: seen.append((args.overrides, args.resume)) or 0)
+
+    def configure(parser):
+        parser.add_argument("config")
+        parser.add_argument("overrides", nargs="*")
+        parser.add_argument("--resume", action="store_true")
+
+    sys.modules["fake_command"].configure = configure
+    assert cli.main(["fake", "a.yaml", "x=1", "--resume", "y=2"]) == 0 and cli.main(["fake", "a.yaml", "--resume", "y=2"]) == 0
+    assert seen == [(["x=1", "y=2"], True), (["y=2"], True)]
+    assert cli.main(["fake", "a.yaml", "--resume", "b.yaml"]) == 2 and cli.main(["fake", "a.yaml", "--other=3"]) == 2
+
+
 def test_help_lists_every_command_and_imports_none(capsys):
     before = set(sys.modules)
     assert cli.main(["--help"]) == 0

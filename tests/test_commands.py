@@ -71,6 +71,31 @@ def test_probe_alone_gives_the_same_scores(folder, tmp_path, capsys):
     assert "random weights" in capsys.readouterr().out and not (tmp_path / "pictures").exists()
 
 
+def test_probe_of_a_runs_folder_trains_with_labels_too(folder, tmp_path, capsys):
+    """And prints what the terminal is to show of it, though the trained features have no such head."""
+    arguments = ["probe", "--checkpoint", str(folder / "out"), "--data", str(folder / "data.yaml"), "--heads", "supervised"]
+    assert main([*arguments, "probe.floors=false", "--out", str(tmp_path), "--pictures", "0", "--device", "cpu"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("supervised "))
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert f"{100 * found['results']['supervised']['supervised']['miou']['mean']:.1f} +-" in row
+    assert found["labelled_training"]["steps"] == 4
+
+
+def test_probe_warns_of_heads_that_are_scored_where_they_are_fitted(folder, tmp_path, capsys):
+    arguments = ["probe", "--checkpoint", str(folder / "out"), "--data", str(folder / "data.yaml"), "--out", str(tmp_path)]
+    settings = ["--heads", "nn", "probe.floors=false", "--pictures", "0", "--device", "cpu"]
+    assert main([*arguments, *settings, "probe.train_split=train+val"]) == 0
+    assert "heads are fitted on scenes that they are scored on, those of val" in capsys.readouterr().err
+    assert "those of val" in (tmp_path / "report.md").read_text()
+    assert main([*arguments, *settings]) == 0
+    assert "warning" not in capsys.readouterr().err
+    for options, message in ((["--pictures", "-1"], "--pictures -1"), (["probe.heads=[]"], "heads: name one at least")):
+        assert main([*arguments, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["health", str(folder / "out"), "--data", str(folder / "data.yaml"), "--scenes", "0"]) == 2
+    assert "--scenes 0" in capsys.readouterr().err
+
+
 def test_commands_run_on_the_engine_they_are_told(folder, tmp_path, monkeypatch):
     from pcssl.sparse import conv, current_engine
 

@@ -28,7 +28,7 @@ from pcssl.evaluation import (
     probe,
     scores,
 )
-from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_key, half, weights_key
+from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_keys, half, weights_key
 from pcssl.evaluation.features import sample_points
 from pcssl.evaluation.probe import few_labels
 from pcssl.models import HUNet
@@ -80,6 +80,17 @@ def test_nearest_neighbours_do_not_change_with_the_scale_of_a_level():
     one, many = NearestNeighborProbe.fit(base, labels, 5, whiten=True)(query, (1, 20))
     again = NearestNeighborProbe.fit(base * scale, labels, 5, whiten=True)(query * scale, (1, 20))
     assert (one == again[0]).float().mean() > 0.99 and (many == again[1]).float().mean() > 0.98
+
+
+def test_similarities_held_at_once_are_bounded(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    base, query, labels = torch.randn(300, 4, generator=rng), torch.randn(200, 4, generator=rng), torch.arange(300) % 5
+    fitted, blocks = NearestNeighborProbe.fit(base, labels, 5), []
+    whole = fitted(query, (1, 20))
+    monkeypatch.setattr("pcssl.evaluation.neighbors.PAIRS", 10_000)
+    spied = replace(fitted, prepare=lambda x: blocks.append(len(x)) or fitted.prepare(x))
+    assert all(torch.equal(a, b) for a, b in zip(spied(query, (1, 20)), whole))
+    assert sum(blocks) == 200 and max(blocks) * 300 <= 10_000
 
 
 def test_nearest_neighbour_with_a_tiny_database():
@@ -287,9 +298,43 @@ def test_other_weights_and_other_labels_are_cached_apart(model):
     assert key != weights_key(model.with_random_weights(3).backbone, 0.1, "exact")
     assert all(torch.equal(a, b) for a, b in zip(state.values(), model.backbone.state_dict().values()))
     scenes = Source().scenes("train")
-    before = data_key(scenes, "segment20")
+    before = data_keys(scenes, "segment20", 3)
     scenes[1].labels["segment20"][0] = 2 - scenes[1].labels["segment20"][0]
-    assert before != data_key(scenes, "segment20") and before != data_key(scenes[:2], "segment20")
+    assert all(a != b for other in (scenes, scenes[:2]) for a, b in zip(before, data_keys(other, "segment20", 3)))
+
+
+def test_what_no_weight_and_no_label_tells_is_cached_apart():
+    """A narrower window has the same weights, a scene prepared again the same points and labels."""
+    torch.manual_seed(0)
+    narrow = HUNet(SMALL).eval()
+    wide = HUNet(replace(SMALL, window=64)).eval()
+    wide.load_state_dict(narrow.state_dict())
+    assert not torch.equal(PointFeatures(narrow, 0.1)(room()), PointFeatures(wide, 0.1)(room()))
+    assert weights_key(narrow, 0.1) != weights_key(wide, 0.1)
+    scenes = Source().scenes("train")
+    before = data_keys(scenes, "segment20", 3)
+    for name, change in (("normal", -scenes[1].normal), ("color", 255 - scenes[1].color), ("instance", scenes[1].labels["segment20"])):
+        changed = [scenes[0], replace(scenes[1], **{name: change}), scenes[2]]
+        after = data_keys(changed, "segment20", 3)
+        assert after[0] == before[0] and after[1] != before[1], name
+
+
+def test_every_scene_needs_labels_that_fit(model):
+    class Other(Source):
+        def scenes(self, split):
+            found = super().scenes(split)
+            if split == "train":
+                found[2].labels = self.kept(found[2].labels["segment20"])
+            return found
+
+    for kept, message in (
+        (lambda label: {}, "scene room2 has no segment20"),
+        (lambda label: {"segment20": label + 1}, "scene room2: segment20 is up to 3, but the dataset names 3 classes"),
+    ):
+        source = Other()
+        source.kept = kept
+        with pytest.raises(UserError, match=message):
+            probe(model, source, ProbeConfig(seeds=1), report=lambda line: None)
 
 
 def test_an_interrupted_sample_goes_on_where_it_stopped(model, tmp_path):
@@ -347,6 +392,14 @@ def test_few_labels_are_few():
         assert len(sample.scene[rows["20 points a scene"]].unique()) == 10
     assert len({tuple(rows["20 % of scenes"].tolist()) for rows in draws}) == 3
     assert len({tuple(rows["20 points a scene"].tolist()) for rows in draws}) == 3
+    for a, b in itertools.combinations(draws, 2):
+        both = torch.isin(a["100 points a scene"], b["100 points a scene"]).float().mean()
+        assert 0.3 < float(both) < 0.7
+    # A scene of 60 points gives what it has, whatever the seed.
+    small = replace(sample, even=torch.where(sample.even >= 60, -1, sample.even))
+    for seed in range(3):
+        rows = dict(few_labels(small, ProbeConfig(), seed))
+        assert len(rows["50 points a scene"]) == 500 and len(rows["100 points a scene"]) == 600
 
 
 def test_clusters_of_well_separated_features():

@@ -8,7 +8,7 @@ from PIL import Image
 from test_commands import folder  # noqa: F401
 
 from pcssl.cli import main
-from pcssl.commands.experiments import Plan, Run, check_orders, table
+from pcssl.commands.experiments import Plan, Run, check_orders, collect, table
 from pcssl.commands.train import TrainConfig
 from pcssl.config import load_config, to_dict
 
@@ -69,10 +69,34 @@ def test_unknown_runs_are_refused(plan, capsys):
 def test_orders_are_checked_in_means_and_seeds():
     runs = tuple(Run(n, n) for n in "abc")
     plan = Plan("o", "r", runs, orders=(("a", "b"), ("b", "c")))
-    found = {"a": {"linear": [1.0, 5.0]}, "b": {"linear": [2.0, 6.0]}, "c": {"linear": [3.0, 1.0]}}
+    scores = {"a": [1.0, 5.0], "b": [2.0, 6.0], "c": [3.0, 1.0]}
+    found = {name: {"linear": dict(enumerate(values))} for name, values in scores.items()}
     (lines,) = check_orders(plan, found)
     assert "a < b: holds by +1.0, in 2 of 2 seeds" in lines and "b < c: DOES NOT HOLD by -2.0, in 1 of 2" in lines
     assert "| a |  | 3.0 (1.0, 5.0) | 2 |" in table(plan, found)
+
+
+def test_orders_compare_the_same_seeds(tmp_path):
+    """Some are done of one run, others of the other, and the tenth is not before the second."""
+    done = {("a", 0): 0.1, ("a", 2): 0.3, ("b", 1): 0.2, ("b", 2): 0.25, ("b", 10): 0.9}
+    for (name, seed), miou in done.items():
+        content = {"seed": seed, "results": {"trained": {"linear": {"miou": miou}}}}
+        (tmp_path / f"{name}_seed{seed}.json").write_text(json.dumps(content))
+    plan = Plan("o", str(tmp_path), tuple(Run(n, n) for n in "abc"), orders=(("a", "b", "c"),))
+    found = collect(plan)
+    assert list(found["b"]["linear"]) == [1, 2, 10]
+    (lines,) = check_orders(plan, found)
+    assert lines == "- a < b: DOES NOT HOLD by -5.0, in 0 of 1 seeds"
+
+
+def test_plans_without_a_linear_probe_or_without_any(plan, tmp_path, capsys):
+    text = plan.read_text()
+    plan.write_text(text.replace("overrides: [", 'overrides: ["probe.heads=[nn]", '))
+    assert main(["experiments", str(plan), "--only", "full", "--seeds", "0"]) == 0
+    assert "| full | all of it |" in capsys.readouterr().out and not (tmp_path / "results" / "scores.png").exists()
+    plan.write_text(text.replace("overrides: [", 'overrides: ["probe.after_training=false", '))
+    assert main(["experiments", str(plan), "--only", "full", "--seeds", "1"]) == 2
+    assert "full seed 1 has no results.json" in capsys.readouterr().err
 
 
 def flat(value, prefix=""):

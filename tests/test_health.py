@@ -69,6 +69,7 @@ def mixed(x):
         (lambda x: torch.ones(len(x.features), 6) + 0.01 * normal(len(x.features), 6), "collapsed"),
         (lambda x: x.features[:, [3, 4, 5, 3, 4, 5]] + 0.1, "merely geometric"),
         (mixed, "no level is collapsed"),
+        (lambda x: mixed(x) * math.nan, "diverged"),
     ],
 )
 def test_verdicts(function, word):

@@ -85,6 +85,12 @@ def test_a_second_prediction_of_the_same_instance_is_wrong():
     assert swapped["ap50"] == pytest.approx(1.0)
 
 
+def test_a_prediction_of_two_instances_finds_one():
+    """Both halves have an IoU of 0.5 with it: neither counts at 0.5, and at 0.25 one is found and one missed."""
+    found = precision(scene((2, 200), (2, 200)), proposals(400, (2, 0.9, 0, 400)))
+    assert found["ap50"] == 0 and found["ap25"] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("void,counted", [(300, True), (700, False)])
 def test_predictions_on_unlabelled_points_are_ignored(void, counted):
     truth = scene((2, 200), (3, 1000 - void), void=void)

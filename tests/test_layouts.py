@@ -10,6 +10,7 @@ from PIL import Image
 from plyfile import PlyData, PlyElement
 
 from pcssl.cli import main
+from pcssl.commands.probe import leakage
 from pcssl.data.datasets import distinct_colors
 from pcssl.data.layouts import arkitscenes, matterport3d, s3dis, scannetpp, structured3d
 from pcssl.data.layouts.files import read_lists
@@ -82,6 +83,9 @@ def test_s3dis_folds(s3dis_raw, tmp_path):
         assert val.coord[1, 2] == area
         assert sorted(float(scene.coord[1, 2]) for scene in train) == [a for a in range(1, 7) if a != area]
         assert len(data.scenes("Area_2+Area_3")) == 2 and len(data.scenes("train+val")) == 6
+        # All six are called office_1: a probe is not to take one for another.
+        assert leakage({"scene_names": data.scenes("train").names}, data.scenes("val"), "val") == []
+        assert data.scenes("Area_2")[0].name == "Area_2_office_1"
 
 
 def test_s3dis_broken_bytes_are_mended(s3dis_raw, tmp_path):

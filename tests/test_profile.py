@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +83,18 @@ device: cpu
     out = capsys.readouterr().out
     assert all(word in out for word in ("forward", "convolution", "MFLOP a voxel", "kept for the backward pass", "health metrics"))
     assert main(["profile", str(tmp_path / "tiny.yaml"), "--steps", "0"]) == 2
+    assert "must be at least 1" in capsys.readouterr().err
+
+    def told(*overrides):
+        """Thousands of voxels of a step, kB that a voxel keeps."""
+        assert main(["profile", str(tmp_path / "tiny.yaml"), *overrides, "--steps", "1"]) == 0
+        out = capsys.readouterr().out
+        return float(re.search(r"step of ([\d.]+)k voxels", out)[1]), float(re.search(r"memory: ([\d.]+) kB", out)[1])
+
+    whole = told()
+    assert told("data.crop=0.5")[0] < 0.5 * whole[0], "not the samples of the config"
+    assert told("data.max_voxels=100000")[0] > 1.5 * whole[0], "not the batches of the config"
+    assert told("precision=bf16")[1] < 0.9 * whole[1], "not in the precision of the config"
+    np.save(tmp_path / "data" / "train" / "room0" / "coord.npy", np.zeros((0, 3)))
+    assert main(["profile", str(tmp_path / "tiny.yaml"), "--steps", "2"]) == 2
+    assert "room0" in capsys.readouterr().err

@@ -41,7 +41,9 @@ def test_a_report_shows_every_source_and_head(found):
     for part in ("| trained | 40.0 +- 1.0 | 30.0 +- 1.0 | - |", "20 points a scene | 35.0", "level 0 alone | 20.0", "**the checkpoint was trained on 2"):
         assert part in page
     assert "linear / supervised: 0.80" in page and "| floor | - | - | - |" in page
-    assert "40.0 +- 1.0" in table(found["results"]).splitlines()[1]
+    head, trained, _, supervised = table(found["results"]).splitlines()
+    assert head.split()[-3:] == ["linear", "1-nn", "supervised"] and "40.0 +- 1.0" in trained and "50.0 +- 1.0" in supervised
+    assert table({"trained": {}, "random weights": {}}).splitlines()[1].strip() == "trained"  # instances alone
     assert ratios(found["results"])["best nearest neighbour / linear"] == pytest.approx(0.75)
 
 
@@ -78,6 +80,26 @@ def test_compare_prints_gaps_and_refuses_other_protocols(found, tmp_path, capsys
     assert main(["compare", *map(str, paths), "--anyway"]) == 0
     captured = capsys.readouterr()
     assert "+5.0" in captured.out and "not comparable" in captured.err
+
+
+def test_compare_of_instances_and_of_nothing_in_common(found, tmp_path, capsys):
+    ap = {"mean": 0.2, "std": 0.0, "runs": [0.2]}
+    found["instances"] = {"trained": {"classes": {}, "ap": ap, "ap50": ap, "ap25": ap}}
+    other = copy.deepcopy(found)
+    other["instances"]["trained"]["ap50"]["mean"] = 0.3
+    images = {"protocol": {}, "data": {}, "results": {"trained": {"1-nn": {"accuracy": ap}}}}
+    paths = [tmp_path / name for name in ("a.json", "b.json", "images.json")]
+    for path, content in zip(paths, (found, other, images)):
+        path.write_text(json.dumps(content))
+    assert main(["compare", str(paths[0]), str(paths[1])]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "instances AP50" in line]
+    assert line.endswith("+10.0")
+    assert main(["compare", str(paths[0]), str(paths[2]), "--anyway"]) == 0
+    assert "no score is in both" in capsys.readouterr().out
+    found["protocol"]["instance_radius"] = 0.1
+    assert differences(found, other) == ["radius of instances: 0.1 against None"]
+    del other["instances"]
+    assert differences(found, other) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense"])

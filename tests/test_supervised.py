@@ -1,5 +1,7 @@
 """Training with labels: what is learnt, fine-tuning, and the ceilings of a probe."""
 
+import signal
+
 import pytest
 import torch
 from test_evaluation import Source
@@ -9,10 +11,11 @@ from test_training import config, weights
 from pcssl.data.settings import DataConfig
 from pcssl.data.transforms import AugmentConfig
 from pcssl.errors import UserError
-from pcssl.evaluation import ProbeConfig, load_model, probe
+from pcssl.evaluation import PointFeatures, ProbeConfig, load_model, probe
 from pcssl.evaluation.ceilings import load_supervised, train_with_labels
 from pcssl.objectives.supervised import SupervisedConfig, SupervisedSampler
 from pcssl.training import load_checkpoint, pretrain
+from pcssl.training.trainer import Progress
 
 LABELLED = {"name": "supervised", "classes": 3}
 
@@ -101,7 +104,7 @@ def test_probe_reports_the_ceilings_and_keeps_their_runs(tmp_path, pretrained):
     assert len(times) == 2
     again = probe(load_model(pretrained), Source(), settings, checkpoint=pretrained, **arguments)["results"]
     assert again == found and times == {p: p.stat().st_mtime_ns for p in times}
-    with pytest.raises(UserError, match="needs the checkpoint"):
+    with pytest.raises(UserError, match="need the checkpoint"):
         probe(load_model(pretrained), Source(), settings, report=lambda line: None)
 
 
@@ -110,6 +113,31 @@ def test_the_ceiling_has_the_budget_of_the_checkpoint(tmp_path, scenes, pretrain
     mine, theirs = load_checkpoint(tmp_path / "checkpoint.pt"), load_checkpoint(pretrained)
     assert mine["total_steps"] == theirs["total_steps"] == mine["step"]
     assert mine["config"]["data"] == theirs["config"]["data"] and mine["config"]["model"] == theirs["config"]["model"]
+
+
+def test_other_scenes_than_the_checkpoints_take_as_many_steps(tmp_path, scenes):
+    """Three times as many scenes before: three times as many epochs now."""
+    settings = config(tmp_path / "many", optimizer={"epochs": 2, "warmup_epochs": 1}, data={"batch_size": 3})
+    many = pretrain(settings, scenes * 3)
+    train_with_labels(many, "supervised", scenes, "segment20", 3, tmp_path / "few", 0)
+    content = load_checkpoint(tmp_path / "few" / "checkpoint.pt")
+    assert content["total_steps"] == load_checkpoint(many)["total_steps"] == 6
+    assert content["config"]["optimizer"]["epochs"] == 6 and content["config"]["optimizer"]["warmup_epochs"] == 3
+
+
+def test_ctrl_c_in_training_with_labels_ends_the_probe(tmp_path, scenes, monkeypatch):
+    two_steps = pretrain(config(tmp_path / "run", optimizer={"epochs": 2}), scenes)
+    monkeypatch.setattr(Progress, "add", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train_with_labels(two_steps, "supervised", scenes, "segment20", 3, tmp_path, 0)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
+
+
+def test_heads_that_need_a_run_refuse_weights_alone_before_anything_else(tmp_path, pretrained, monkeypatch):
+    monkeypatch.setattr(PointFeatures, "encode", lambda *_: pytest.fail("the backbone ran first"))
+    settings = ProbeConfig(heads=("linear", "supervised"))
+    with pytest.raises(UserError, match="is not a checkpoint of a pcssl run"):
+        probe(load_model(pretrained), Source(), settings, checkpoint=pretrained.with_name("model.safetensors"), report=lambda line: None)
 
 
 def test_a_checkpoint_without_a_head(pretrained):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,30 @@ def test_a_complete_run_is_left_as_it_is(tmp_path, scenes, capsys):
     assert path.stat().st_mtime_ns == before and "complete" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_with_other_scenes(tmp_path, scenes):
+    path = pretrain(config(tmp_path), scenes)
+    before = path.read_bytes()
+    fewer = Rooms(scenes[:3])
+    fewer.names = Rooms.names[:3]
+    with pytest.raises(UserError, match=r"other scenes than are there now \(5 then, 3 now\)"):
+        pretrain(config(tmp_path), fewer, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_names_what_the_one_before_it_has_seen(tmp_path, scenes):
+    """Else what a first run has seen would be hidden from the warnings of leakage."""
+    first = pretrain(config(tmp_path / "a", optimizer={"epochs": 1}), scenes)
+    later = Rooms([room(8, 300), scenes[0]])
+    later.names = ["late", "room0"]
+    settings = config(tmp_path / "b", optimizer={"epochs": 1}, init=str(first))
+    card = load_checkpoint(pretrain(settings, later))["card"]
+    assert card["scene_names"] == ["late", "room0", "room1", "room2", "room3", "room4"] and card["scenes"] == 2
+    assert pretrain(settings, later, resume=True).exists()
+    unknown = pretrain(config(tmp_path / "c", optimizer={"epochs": 1}), list(scenes))
+    card = load_checkpoint(pretrain(config(tmp_path / "d", optimizer={"epochs": 1}, init=str(unknown)), later))["card"]
+    assert card["scene_names"] is None
+
+
 def test_steps_without_a_finite_loss_are_skipped_and_then_stop_the_run(tmp_path, scenes, monkeypatch):
     from pcssl.objectives.msm import MSM
 
@@ -165,6 +190,24 @@ def test_steps_without_a_finite_loss_are_skipped_and_then_stop_the_run(tmp_path,
     batch = MSMBatch(**content["batch"])
     assert content["step"] == 0 and batch.num_voxels > 0 and torch.isfinite(objective()(batch, 0)["loss"])
     assert len(list((tmp_path / "one" / "bad_steps").glob("step_1.pt"))) == 1
+
+
+@pytest.mark.parametrize("method", [{"name": "msm"}, {"name": "scene_distillation", "hidden": 16, "bottleneck": 8, "prototypes": 8}])
+def test_a_batch_that_is_not_finite_leaves_nothing_behind(tmp_path, scenes, monkeypatch, method):
+    """Neither in the weights nor in what a method keeps of a step, also on a step that takes health metrics."""
+    build, made = StepBatches.__getitem__, []
+
+    def sometimes(self, step):
+        batch, bad = build(self, step)
+        made.append(step)
+        return (replace(batch, features=batch.features * torch.nan) if step == 2 else batch), bad
+
+    monkeypatch.setattr(StepBatches, "__getitem__", sometimes)
+    content = load_checkpoint(pretrain(config(tmp_path, objective=method), scenes))
+    assert made == list(range(6)) and len(list((tmp_path / "bad_steps").glob("*.pt"))) == 1
+    # Statistics of BatchNorms serve heads that only training uses.
+    kept = {k: v for k, v in content["objective"].items() if "running_" not in k}
+    assert all(torch.isfinite(v).all() for v in kept.values())
 
 
 def test_a_scene_that_cannot_be_used_is_named(tmp_path, scenes):

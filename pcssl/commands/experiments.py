@@ -122,9 +122,12 @@ def _run(plan: Plan, file: Path, r: Run, seed: int) -> int:
         try:
             status = process.wait()
         except KeyboardInterrupt:  # the run has been told by the same Ctrl-C, and saves
-            return process.wait() or 130
+            process.wait()
+            return 130
     if status:
         return status
+    if not (folder / "results.json").exists():
+        raise UserError(f"{r.name} seed {seed} has no results.json in {folder}; set probe.after_training in {r.config} or in `overrides`")
     found = json.loads((folder / "results.json").read_text())
     kept = {
         "run": r.name, "seed": seed, "minutes": round((time.monotonic() - begin) / 60, 1),
@@ -138,14 +141,17 @@ def _run(plan: Plan, file: Path, r: Run, seed: int) -> int:
     return 0
 
 
-def collect(plan: Plan) -> dict[str, dict[str, list[float]]]:
-    """Per run and head the mIoU of every seed that is done, in percent."""
-    found: dict[str, dict[str, list[float]]] = {}
+Scores = dict[str, dict[str, dict[int, float]]]
+
+
+def collect(plan: Plan) -> Scores:
+    """Per run and head the mIoU by seed, of every seed that is done, in percent."""
+    found: Scores = {}
     for r in plan.runs:
-        for path in sorted(Path(plan.results).glob(f"{r.name}_seed*.json")):
-            content: dict[str, Any] = json.loads(path.read_text())
+        contents: list[dict[str, Any]] = [json.loads(p.read_text()) for p in Path(plan.results).glob(f"{r.name}_seed*.json")]
+        for content in sorted(contents, key=lambda content: content["seed"]):
             for head, score in content["results"]["trained"].items():
-                found.setdefault(r.name, {}).setdefault(head, []).append(100 * score["miou"])
+                found.setdefault(r.name, {}).setdefault(head, {})[content["seed"]] = 100 * score["miou"]
     return found
 
 
@@ -155,12 +161,13 @@ def report(plan: Plan) -> None:
     page = [f"# {plan.title or 'Experiments'}", table(plan, found), *check_orders(plan, found)]
     write_text(Path(plan.results) / "README.md", "\n\n".join(page) + "\n")
     print("\n\n".join(page[1:]))
-    if found:
-        scores = {"linear mIoU": [statistics.mean(found[name]["linear"]) for name in found]}
-        save_png(Path(plan.results) / "scores.png", bar_chart(list(found), scores, plan.title or "Experiments"))
+    linear = {name: statistics.mean(scores["linear"].values()) for name, scores in found.items() if "linear" in scores}
+    if linear:
+        image = bar_chart(list(linear), {"linear mIoU": list(linear.values())}, plan.title or "Experiments")
+        save_png(Path(plan.results) / "scores.png", image)
 
 
-def table(plan: Plan, found: dict[str, dict[str, list[float]]]) -> str:
+def table(plan: Plan, found: Scores) -> str:
     heads = list(dict.fromkeys(head for scores in found.values() for head in scores))
     paper = any(r.paper is not None for r in plan.runs)
     header = ["", "what", *heads, "seeds", *(["paper"] if paper else [])]
@@ -174,22 +181,23 @@ def table(plan: Plan, found: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: list[float] | None) -> str:
-    if not values:
+def _cell(by_seed: dict[int, float] | None) -> str:
+    if not by_seed:
         return "-"
+    values = list(by_seed.values())
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({', '.join(f'{v:.1f}' for v in values)})"
 
 
-def check_orders(plan: Plan, found: dict[str, dict[str, list[float]]]) -> list[str]:
-    """A line for every pair of an expected order: whether it holds in the means, and in how many seeds."""
+def check_orders(plan: Plan, found: Scores) -> list[str]:
+    """A line for every pair of an expected order: whether it holds in the mean of the seeds that both have done, and in how many."""
     lines = []
     for order in plan.orders:
         for low, high in zip(order, order[1:]):
-            if low in found and high in found:
-                a, b = found[low]["linear"], found[high]["linear"]
-                gap = statistics.mean(b) - statistics.mean(a)
-                seeds = sum(y > x for x, y in zip(a, b))
+            a, b = (found.get(name, {}).get("linear", {}) for name in (low, high))
+            gaps = [b[seed] - a[seed] for seed in a if seed in b]
+            if gaps:
+                gap = statistics.mean(gaps)
                 holds = "holds" if gap > 0 else "DOES NOT HOLD"
-                lines.append(f"- {low} < {high}: {holds} by {gap:+.1f}, in {seeds} of {min(len(a), len(b))} seeds")
+                lines.append(f"- {low} < {high}: {holds} by {gap:+.1f}, in {sum(g > 0 for g in gaps)} of {len(gaps)} seeds")
     return ["\n".join(lines)] if lines else []

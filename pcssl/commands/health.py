@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pcssl.commands.probe import ProbeJob, write_text
 from pcssl.config import load_config
+from pcssl.errors import UserError
 from pcssl.evaluation import load_model
 from pcssl.evaluation.health import as_table, level_health, verdict
 from pcssl.training.trainer import pick_device
@@ -39,10 +40,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, look, tell."""
+    if args.scenes < 1:
+        raise UserError(f"--scenes {args.scenes}: give at least 1")
     job = load_config(args.data, ProbeJob, args.overrides)
     model = load_model(args.checkpoint, pick_device(args.device))
     scenes = job.dataset.build().scenes(job.probe.val_split)
-    shown = [scenes[i] for i in range(min(max(args.scenes, 1), len(scenes)))]
+    shown = [scenes[i] for i in range(min(args.scenes, len(scenes)))]
     trained = level_health(model.point_features(), shown, args.without)
     random = level_health(model.with_random_weights(0).point_features(), shown, args.without)
     without = f", without {' and '.join(args.without)}" if args.without else ""

@@ -85,6 +85,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, probe, write."""
+    if args.pictures < 0:
+        raise UserError(f"--pictures {args.pictures}: give a number of scenes, 0 for none")
     heads = [f"probe.heads=[{args.heads}]"] if args.heads else []
     levels = ["probe.levels=true"] if args.levels else []
     job = load_config(args.data, ProbeJob | ImageProbeJob, [*args.overrides, *heads, *levels])
@@ -120,8 +122,12 @@ def probe_and_report(
     """Probe a checkpoint on a dataset, write results.json, report.md and pictures to `out`, print the table."""
     begin = time.monotonic()
     model = load_model(checkpoint, pick_device(device))
-    trained_with_labels = sorted({"supervised", "finetune"} & set(config.heads))
+    trained_with_labels = {"supervised", "finetune"} & set(config.heads)
+    if trained_with_labels and Path(checkpoint).is_dir():  # these need more than the weights
+        checkpoint = Path(checkpoint) / "checkpoint.pt"
     warnings = leakage(model.card, data.scenes(config.val_split), config.val_split)
+    if shared := [part for part in data.parts(config.train_split) if part in data.parts(config.val_split)]:
+        warnings.append(f"heads are fitted on scenes that they are scored on, those of {', '.join(shared)}: the scores are not of unseen scenes")
     for warning in warnings:
         print(f"probe: warning: {warning}", file=sys.stderr)
     found = probe(model, data, config, cache=cache or out / "features", checkpoint=checkpoint)

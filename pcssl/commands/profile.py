@@ -11,12 +11,13 @@ from pcssl.commands.train import TrainConfig
 from pcssl.config import load_config
 from pcssl.errors import UserError
 from pcssl.sparse import use_engine
+from pcssl.training.batches import StepBatches, plan_batches
 from pcssl.training.profile import StepProfile, profile_step
-from pcssl.training.trainer import make_optimizer, pick_device, seed_everything
+from pcssl.training.trainer import make_optimizer, pick_device, pick_precision, seed_everything
 
 _DESCRIPTION = """\
-Train a few steps of a config, and say where the time of a step goes and how much memory and how many
-operations it takes. Nothing is saved.
+Train the first steps of a config, in its precision, and say where the time of a step goes and how much memory and how
+many operations it takes. Samples are made in the training process, one after another. Nothing is saved.
 
   pcssl profile configs/msm_rooms.yaml
   pcssl profile configs/msm_scannet_small.yaml data.dataset.name=rooms data.dataset.root=data/rooms data.batch_size=1
@@ -48,16 +49,18 @@ def run(args: argparse.Namespace) -> int:
     seed_everything(config.seed)
     with use_engine(config.engine) as engine:
         objective = config.objective.build(config.model.build(), config.data, 1000).to(device).train()
-        sample, size = objective.sampler(), config.data.batch_size
+        plan = plan_batches(scenes, config.data, config.optimizer.epochs, config.seed)
+        batches = StepBatches(scenes, objective.sampler(), objective.collate, plan.indices, config.seed, config.data.change())
 
         def batch(number: int):
-            chosen = [(number * size + i) % len(scenes) for i in range(size)]
-            parts = [sample(scenes[i], torch.Generator().manual_seed(number * size + j)) for j, i in enumerate(chosen)]
-            return objective.collate(parts).to(device)
+            made, bad = batches[number % plan.total]
+            if made is None:
+                raise UserError(f"{config.data.item} {bad[0]}")
+            return made.to(device)
 
         found = profile_step(
             objective, make_optimizer(objective, config.optimizer), [partial(batch, i) for i in range(args.steps + 1)],
-            config.optimizer.clip,
+            config.optimizer.clip, pick_precision(config.precision, device),
         )  # fmt: skip
     where = f"{engine.name} engine, " + (f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device))
     print(report(found, objective, where, config.log_every))

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pcssl.commands.probe import probe_and_report, probe_images_and_report
-from pcssl.config import load_config
+from pcssl.config import Range, load_config
 from pcssl.data.datasets import SceneSource
 from pcssl.errors import UserError
 from pcssl.evaluation import ImageProbeConfig, ProbeConfig
@@ -41,7 +41,7 @@ class ProbeSection(ProbeConfig):
 
     after_training: bool = False
     during_training: bool = False
-    pictures: int = 3
+    pictures: Annotated[int, Range(0)] = 3
 
 
 @dataclass(frozen=True)

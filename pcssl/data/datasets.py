@@ -39,6 +39,7 @@ class SceneSource:
     root: the folder. label: the field of `Scene.labels` to score, None if there is none. classes: their names.
     colors: of the classes, 0..255. groups: name -> its classes, for scores of their own.
     splits: names that stand for other splits ("train" -> "Area_1+Area_2"). limit: of the split "train".
+    by_split: scenes have names that are their own in their folder only.
     """
 
     root: Path
@@ -48,14 +49,19 @@ class SceneSource:
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     limit: Limit | None = None
+    by_split: bool = False
 
     def __post_init__(self) -> None:
         if not self.colors:
             object.__setattr__(self, "colors", distinct_colors(len(self.classes)))
 
+    def parts(self, split: str) -> list[str]:
+        """The folders of a split."""
+        return [name for part in split.split("+") for name in self.splits.get(part, part).split("+")]
+
     def scenes(self, split: str) -> Sequence[Scene]:
         """The scenes of one split, or of several joined by "+"; UserError when they are not there."""
-        data = PreparedDataset(self.root, "+".join(self.splits.get(part, part) for part in split.split("+")))
+        data = PreparedDataset(self.root, "+".join(self.parts(split)), self.by_split)
         return LimitedScenes(data, self.limit, self.label) if self.limit and split == "train" else data
 
 
@@ -118,7 +124,7 @@ def s3dis_(config: S3DISConfig) -> SceneSource:
     root = _require(config.root, "S3DIS", "s3dis", "To get it, agree to its terms on Stanford's page")
     val = f"Area_{config.test_area}"
     splits = {"train": "+".join(area for area in s3dis.AREAS if area != val), "val": val}
-    return SceneSource(root, "segment", s3dis.CLASSES, s3dis.COLORS, splits=splits)
+    return SceneSource(root, "segment", s3dis.CLASSES, s3dis.COLORS, splits=splits, by_split=True)
 
 
 @dataclass(frozen=True)

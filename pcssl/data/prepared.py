@@ -7,6 +7,7 @@ shards that `pcssl prepare pack` writes hold the same arrays (pcssl/data/storage
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,19 @@ class PreparedDataset(Dataset):
     grey and a missing normal normals estimated at every read, both named in `Scene.filled`.
     Raises UserError for a root or split that cannot be used, and when a scene is asked for that cannot.
 
+    by_split: scenes of several splits share their names, which are then told apart: <split>_<scene>.
     names: the scenes' names, in order.
     """
 
-    def __init__(self, root: str | Path, split: str) -> None:
+    def __init__(self, root: str | Path, split: str, by_split: bool = False) -> None:
         self.root, self.split = Path(root), split
         if not self.root.is_dir():
             raise UserError(f"{root}: no such folder; make it with `pcssl prepare` (its --help lists the datasets)")
-        self._scenes = [scene for part in split.split("+") for scene in scenes_of(self.root, part)]
+        self._scenes = [
+            replace(scene, name=f"{part}_{scene.name}") if by_split else scene
+            for part in split.split("+")
+            for scene in scenes_of(self.root, part)
+        ]
         self.names = [scene.name for scene in self._scenes]
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Features on disk, so that a backbone runs once a scene however many heads are tried on it.
 
-    FOLDER/<key>/meta.json
     FOLDER/<key>/sample/{features,labels,coord,offset,scene,even,weight}.npy   rows of sampled points, scene after scene
+    FOLDER/<key>/sample/meta.json                                       how many: it is written last
     FOLDER/<key>/scenes/<number>.npz                                    the levels of whole scenes
 
 Of the scenes that heads are fitted on, a fixed sample of points is kept; of the scenes they are
@@ -95,8 +95,8 @@ class BackboneFeatures:
 
 
 def weights_key(module: nn.Module, *settings: Any) -> str:
-    """Changes with any weight or setting."""
-    digest = hashlib.sha256(repr((type(module).__name__, settings)).encode())
+    """Changes with any weight or setting, also those of the module that no weight tells (heads, windows)."""
+    digest = hashlib.sha256(repr((type(module).__name__, getattr(module, "config", None), settings)).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -112,14 +112,25 @@ def file_key(path: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def data_key(scenes: Sequence[Scene], label: str) -> str:
-    """Changes with the names, the order, the size and the labels of the scenes."""
-    digest = hashlib.sha256(label.encode())
+def data_keys(scenes: Sequence[Scene], label: str, classes: int) -> tuple[str, str]:
+    """What a result says of its scenes, and what files made from them are kept under.
+
+    The first changes with their names, order, sizes and labels, and is the same on every machine; the second with
+    every byte of them. UserError for a scene without the label, or with one that is not below `classes`.
+    """
+    said = hashlib.sha256(label.encode())
+    content = hashlib.sha256()
     for scene in scenes:
+        if label not in scene.labels:
+            raise UserError(f"scene {scene.name} has no {label}; a probe needs the labels of every scene")
         known = scene.labels[label]
+        if len(known) and int(known.max()) >= classes:
+            raise UserError(f"scene {scene.name}: {label} is up to {int(known.max())}, but the dataset names {classes} classes")
         histogram = torch.bincount(known.long() + 1).tolist()
-        digest.update(repr((scene.name, len(scene), histogram, scene.coord[:1].tolist())).encode())
-    return digest.hexdigest()
+        said.update(repr((scene.name, len(scene), histogram, scene.coord[:1].tolist())).encode())
+        for x in (scene.coord, scene.color, scene.normal, known, scene.instance):
+            content.update(b"none" if x is None else x.contiguous().numpy())
+    return said.hexdigest(), said.hexdigest()[:12] + content.hexdigest()[:12]
 
 
 class FeatureCache:

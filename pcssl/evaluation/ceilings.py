@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.evaluation.pretrained import PretrainedModel, load_model
 from pcssl.objectives.supervised import segmentation_head
-from pcssl.training import RunConfig, load_checkpoint, pretrain
+from pcssl.training import RunConfig, Stopped, load_checkpoint, pretrain
+from pcssl.training.batches import plan_batches
 
 FINETUNE_LR = 0.1  # of the backbone, as a part of the head's
 
@@ -30,10 +31,10 @@ def train_with_labels(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> SupervisedModel:
-    """Train the checkpoint's architecture on labelled scenes, for as many steps as its own run had.
+    """Train the checkpoint's architecture on labelled scenes, for as many steps as its own run had, to whole epochs.
 
     What is done already in `folder` is taken from there; what was cut off goes on. Raises UserError for
-    a checkpoint without the config of its run (released weights).
+    a checkpoint without the config of its run (released weights), KeyboardInterrupt after Ctrl-C, when the state is saved.
     """
     content = load_checkpoint(checkpoint)
     known = {f.name for f in fields(RunConfig)}
@@ -45,8 +46,20 @@ def train_with_labels(
     if kind == "finetune":
         options["init"] = str(checkpoint)
         objective["backbone_lr"] = FINETUNE_LR
-    path = pretrain(from_dict(options, RunConfig, str(checkpoint)), scenes, resume=True)
+    config = from_dict(options, RunConfig, str(checkpoint))
+    try:
+        path = pretrain(_with_steps(config, content["total_steps"], scenes), scenes, resume=True)
+    except Stopped:
+        raise KeyboardInterrupt from None
     return load_supervised(path, device)
+
+
+def _with_steps(config: RunConfig, steps: int, scenes: Sequence[Scene]) -> RunConfig:
+    """The config with so many epochs of these scenes as make about `steps` steps, one at least, the same part of them warm-up."""
+    planned = config.optimizer.epochs
+    epochs = max(1, round(steps / plan_batches(scenes, config.data, 1, config.seed).per_epoch))
+    warmup = config.optimizer.warmup_epochs * epochs / planned
+    return replace(config, optimizer=replace(config.optimizer, epochs=epochs, warmup_epochs=warmup))
 
 
 class SupervisedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -75,7 +76,9 @@ def verdict(levels: list[dict[str, float]]) -> list[str]:
     """What is wrong, a line each; one line of relief when nothing is."""
     lines = []
     for i, level in enumerate(levels):
-        if level["variation"] < 1e-3:
+        if not math.isfinite(level["std"]):
+            lines.append(f"level {i} is not finite: the model has diverged")
+        elif level["variation"] < 1e-3:
             lines.append(f"level {i} is constant: its features do not change from place to place")
         elif level["std"] < 0.1 or level["rank"] < 2:
             lines.append(

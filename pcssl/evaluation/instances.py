@@ -160,7 +160,7 @@ class AveragePrecision:
     """AP as ScanNet's benchmark defines it, over scenes that are added one by one.
 
     A prediction is right if it overlaps a ground-truth instance of its class by more than the threshold (IoU); a second
-    one on the same instance is wrong. Predictions of which more than the threshold lies on unlabelled points, on
+    one on the same instance is wrong, and one that overlaps two (below a threshold of 0.5) finds the first alone. Predictions of which more than the threshold lies on unlabelled points, on
     other classes than `things`, or on instances below 100 points are not counted.
     """
 
@@ -195,9 +195,11 @@ class AveragePrecision:
     def _match(self, kind, overlap, iou, large, ignored, score) -> None:
         true, scores = self._true[kind, overlap], self._score[kind, overlap]
         hits = iou > overlap
+        taken: set[int] = set()
         for t in np.nonzero(large)[0]:
-            rows = np.nonzero(hits[:, t])[0]
-            if not len(rows):
+            rows = [row for row in np.nonzero(hits[:, t])[0] if row not in taken]
+            taken.update(rows[:1])
+            if not rows:
                 self._missed[kind, overlap] += 1
             # The best scored one counts, further ones on the same instance are wrong.
             for place, row in enumerate(rows):

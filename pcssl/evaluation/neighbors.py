@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK = 8_192  # queries compared at once: bounds the similarity matrix
+BLOCK = 8_192  # queries compared at once, fewer where
+PAIRS = 2**27  # similarities would be more than this: 0.5 GB
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class NearestNeighborProbe:
     def __call__(self, features: Tensor, ks: tuple[int, ...] = (1,)) -> list[Tensor]:
         """(N, D) features -> per k the (N,) predictions."""
         out: list[list[Tensor]] = [[] for _ in ks]
-        for block in features.split(BLOCK):
+        for block in features.split(max(1, min(BLOCK, PAIRS // max(len(self.database), 1)))):
             query = F.normalize(self.prepare(block.to(self.database.device)), dim=1)
             similarity, rows = (query @ self.database.T).topk(min(max(ks), len(self.database)), dim=1)
             label = self.labels[rows]

@@ -18,13 +18,14 @@ from pcssl.config import Range
 from pcssl.data.datasets import SceneSource
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
-from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, InputFeatures, Sample, data_key, file_key
+from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, InputFeatures, Sample, data_keys, file_key
 from pcssl.evaluation.ceilings import train_with_labels
 from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
 from pcssl.evaluation.metrics import Scores, confusion_matrix, scores
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.pretrained import PretrainedModel
+from pcssl.training import load_checkpoint
 
 # 1: the class-aware sample was fitted on as if it were all points; neighbours among features as they are.
 PROTOCOL_VERSION = 2
@@ -46,7 +47,8 @@ class ProbeConfig:
     val_points: random points a val scene that the nearest neighbour is scored on, 0 = all; every
         other head is always scored on all points.
     database: most points that the nearest neighbour searches, a class-blind part of the sample.
-    few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels.
+    few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels; another part for
+        each seed, of the points out of 200 that all seeds share.
     instance_radius: metres within which points of an instance touch.
     levels: also each level alone and all without it, for the trained features (linear).
     floors: also random weights and input features.
@@ -61,12 +63,16 @@ class ProbeConfig:
     database: Count = 100_000
     neighbors: tuple[Count, ...] = (1, 20)
     few_scenes: tuple[Part, ...] = (0.01, 0.05, 0.1, 0.2)
-    few_points: tuple[Annotated[int, Range(1, 200)], ...] = (20, 50, 100, 200)
+    few_points: tuple[Annotated[int, Range(1, EVEN)], ...] = (20, 50, 100, 200)
     instance_radius: Annotated[float, Range(0, low_open=True)] = 0.04
     levels: bool = False
     floors: bool = True
     epochs: Count = 30
     seeds: Count = 3
+
+    def __post_init__(self) -> None:
+        if not self.heads and not self.levels:
+            raise ValueError("heads: name one at least")
 
 
 Report = Callable[[str], None]
@@ -91,6 +97,10 @@ def probe(
     """
     if data.label is None:
         raise UserError(f"{data.root} names no label to score; set label and classes of the dataset")
+    if {"supervised", "finetune"} & set(config.heads):
+        if checkpoint is None:
+            raise UserError("supervised and finetune need the checkpoint whose network and budget they take")
+        load_checkpoint(checkpoint)  # now, not after all the other heads
     say = report or (lambda line: print(line, file=sys.stderr, flush=True))
     train, val = _labelled(data, config.train_split), _labelled(data, config.val_split)
     device = next(model.backbone.parameters()).device
@@ -106,7 +116,7 @@ def probe(
                 results[kind] = run.with_labels(kind, checkpoint)
     described = {
         "root": str(data.root), "label": data.label, "classes": list(data.classes),
-        "train_scenes": len(train), "val_scenes": len(val), "fingerprint": run.train_key[:16] + run.val_key[:16],
+        "train_scenes": len(train), "val_scenes": len(val), "fingerprint": run.fingerprint,
     }  # fmt: skip
     found = {"protocol": {"version": PROTOCOL_VERSION, **asdict(config)}, "data": described, "results": results}
     return {**found, "instances": run.instances} if run.instances else found
@@ -146,7 +156,8 @@ class _Run:
         self.instances: dict[str, dict[str, Any]] = {}
         if "instances" in config.heads and (train[0].instance is None or val[0].instance is None):
             raise UserError(f"{data.root}: its scenes have no instances; leave `instances` out of the heads")
-        self.train_key, self.val_key = data_key(train, data.label), data_key(val, data.label)
+        said, (self.train_key, self.val_key) = zip(*(data_keys(scenes, data.label, self.classes) for scenes in (train, val)))
+        self.fingerprint = "".join(key[:16] for key in said)
 
     def score(self, name: str, sources: list, levels: bool = False) -> dict[str, Any]:
         """All heads and seeds on a source; several sources take the seeds in turn."""
@@ -190,13 +201,11 @@ class _Run:
             progress(number + 1, len(self.val))
         return precision.scores()
 
-    def with_labels(self, kind: str, checkpoint: str | Path | None) -> dict[str, Any]:
+    def with_labels(self, kind: str, checkpoint: str | Path) -> dict[str, Any]:
         """The head of a network that was trained with the labels, a run a seed."""
-        if checkpoint is None:
-            raise UserError(f"{kind} needs the checkpoint whose network and budget it takes")
         begin, found = time.monotonic(), []
         for seed in range(self.config.seeds):
-            where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key[:12]}-{seed}"
+            where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key}-{seed}"
             trained = train_with_labels(checkpoint, kind, self.train, self.data.label, self.classes, where, seed, self.device)
             cache = FeatureCache(self.folder, _source(trained.model), self.train_key, self.val_key, self.config.train_points)
             head = FittedHead((kind,), lambda x, trained=trained: [trained.predict(x)])
@@ -280,15 +289,20 @@ def fit_heads(
 
 def few_labels(sample: Sample, config: ProbeConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Rows that keep their labels: of some scenes, or a few of every scene; drawn anew for each seed."""
+    rng = torch.Generator().manual_seed(seed)
     scenes = sample.scene.unique()
-    order = scenes[torch.randperm(len(scenes), generator=torch.Generator().manual_seed(seed))]
+    order = scenes[torch.randperm(len(scenes), generator=rng)]
     aware = sample.rows()
     for part in config.few_scenes:
         kept = order[: max(1, round(part * len(scenes)))]
         yield f"{100 * part:g} % of scenes", aware[torch.isin(sample.scene[aware], kept)]
+    even = sample.rows(aware=False)
+    turn = torch.randperm(EVEN, generator=rng)[sample.even[even]]
+    even = even[torch.argsort(sample.scene[even] * EVEN + turn)]
+    sizes = torch.unique_consecutive(sample.scene[even], return_counts=True)[1]
+    rank = torch.arange(len(even)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     for count in config.few_points:
-        first = seed * count % max(1, 200 - count + 1)
-        yield f"{count} points a scene", torch.nonzero((sample.even >= first) & (sample.even < first + count))[:, 0]
+        yield f"{count} points a scene", even[rank < count].sort().values
 
 
 def asked_points(label: Tensor, count: int, number: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 PROTOCOL = {
     "version": "version of the protocol", "train_split": "training split", "val_split": "scored split", "train_points": "sampled points a training scene",
     "val_points": "points a scene that nearest neighbours are scored on", "database": "size of the nearest-neighbour database",
-    "epochs": "epochs of the linear probe", "size": "size of the images",
+    "epochs": "epochs of the linear probe", "instance_radius": "radius of instances", "size": "size of the images",
 }  # fmt: skip
 
 
@@ -21,12 +21,18 @@ def _measure(score: dict[str, Any]) -> str:
 
 
 def _title(results: dict[str, Any]) -> str:
-    return MEASURES[_measure(next(iter(next(iter(results.values())).values())))]
+    scores = [score for source in results.values() for score in source.values()]
+    return MEASURES[_measure(scores[0])] if scores else ""
+
+
+def _main_heads(results: dict[str, Any]) -> list[str]:
+    """Those of any source, without the studies of few labels and of levels."""
+    return list(dict.fromkeys(head for scores in results.values() for head in scores if "/" not in head))
 
 
 def table(results: dict[str, Any], heads: list[str] | None = None) -> str:
     """mIoU or accuracy in percent, a row a source, mean and standard deviation over seeds."""
-    heads = heads or [head for head in next(iter(results.values())) if "/" not in head]
+    heads = heads or _main_heads(results)
     width = max(len(source) for source in results) + 2
     lines = [f"{_title(results):{width}}" + "".join(f"{head:>16}" for head in heads)]
     for source, scores in results.items():
@@ -37,8 +43,11 @@ def table(results: dict[str, Any], heads: list[str] | None = None) -> str:
 def _cell(score: dict[str, Any] | None, key: str | None = None) -> str:
     if score is None:
         return "-"
-    key = key or _measure(score)
-    return f"{100 * score[key]['mean']:.1f} +- {100 * score[key]['std']:.1f}"
+    return _number(score[key or _measure(score)])
+
+
+def _number(score: dict[str, Any]) -> str:
+    return f"{100 * score['mean']:.1f} +- {100 * score['std']:.1f}"
 
 
 def ratios(results: dict[str, Any]) -> dict[str, float]:
@@ -67,7 +76,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"{len(data['classes'])} classes of `{data['label']}`. Checkpoint: {_described(found)}. mIoU in percent, "
         f"mean and standard deviation over {found['protocol']['seeds']} seeds.",
         *(f"**{warning}**" for warning in found.get("warnings", [])),
-        _table(["", *(h for h in every if "/" not in h)], results, [h for h in every if "/" not in h]),
+        _table(["", *_main_heads(results)], results, _main_heads(results)),
     ]
     if found_ratios := ratios(results):
         parts.append("\n".join(f"{name}: {value:.2f}" for name, value in found_ratios.items()))
@@ -124,6 +133,8 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Why the scores of two results cannot be compared: a line each, none when they can."""
     found = []
     for key, what in PROTOCOL.items():
+        if key == "instance_radius" and not ("instances" in a and "instances" in b):
+            continue
         if a["protocol"].get(key) != b["protocol"].get(key):
             found.append(f"{what}: {a['protocol'].get(key)} against {b['protocol'].get(key)}")
     for key, what in (("label", "label"), ("classes", "classes"), ("fingerprint", "scenes or their labels")):
@@ -134,13 +145,23 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 def compared(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str]) -> str:
     """Every score that both have, and by how much the second is above the first."""
-    width = max(24, *(len(f"{s}, {h}") + 2 for s, scores in a["results"].items() for h in scores))
+    mine, theirs = _flat(a), _flat(b)
+    both = [title for title in mine if title in theirs]
+    width = max(24, *(len(title) + 2 for title in (*both, "")))
     lines = [f"{_title(a['results']):{width}}{names[0]:>18}{names[1]:>18}{'difference':>14}"]
-    for source, scores in a["results"].items():
+    for title in both:
+        gap = 100 * (theirs[title]["mean"] - mine[title]["mean"])
+        lines.append(f"{title:{width}}{_number(mine[title]):>18}{_number(theirs[title]):>18}{gap:>+14.1f}")
+    return "\n".join(lines) if both else "no score is in both"
+
+
+def _flat(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Title -> the main number of every score."""
+    out = {}
+    for source, scores in found["results"].items():
         for head, score in scores.items():
-            other = b["results"].get(source, {}).get(head)
-            if other is not None:
-                key = _measure(score)
-                gap = 100 * (other[key]["mean"] - score[key]["mean"])
-                lines.append(f"{f'{source}, {head}':{width}}{_cell(score):>18}{_cell(other):>18}{gap:>+14.1f}")
-    return "\n".join(lines)
+            key = _measure(score)
+            out[f"{source}, {head}" if key == "miou" else f"{source}, {head} ({key})"] = score[key]
+    for source, score in found.get("instances", {}).items():
+        out |= {f"{source}, instances {key.upper()}": score[key] for key in ("ap", "ap50", "ap25")}
+    return out

@@ -182,8 +182,8 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor) -> None:
-        """features: (N, C) of all voxels of a step."""
-        if len(features):
+        """features: (N, C) of all voxels of a step. One that is not finite is left out: it would stay in the moments."""
+        if len(features) and bool(features.isfinite().all()):
             self.steps += 1
             rate = max(1 - self.momentum, 1 / int(self.steps))
             with torch.autocast(features.device.type, enabled=False):

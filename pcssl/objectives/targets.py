@@ -24,7 +24,9 @@ class Centre(nn.Module):
     @torch.no_grad()
     def update(self, scores: Tensor) -> None:
         """mean = momentum * mean + (1 - momentum) * mean of all rows of scores (..., K)."""
-        self.mean.lerp_(scores.detach().float().flatten(0, -2).mean(0), 1 - self.momentum)
+        mean = scores.detach().float().flatten(0, -2).mean(0)
+        # What is not finite would stay in the mean.
+        self.mean.lerp_(torch.where(mean.isfinite(), mean, self.mean), 1 - self.momentum)
 
 
 @torch.no_grad()

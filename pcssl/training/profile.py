@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from pcssl.objectives.base import Objective
 from pcssl.sparse.conv import _Conv
 
 KINDS = {"convolution": _Conv, "attention": AttentionBlock, "norm": (RMSNorm, nn.LayerNorm)}
+FP32 = nullcontext()
 _MARK = "pcssl kind: "
 _BACKWARD = "autograd::engine::evaluate_function"
 
@@ -47,11 +49,12 @@ class StepProfile:
 
 
 def profile_step(
-    objective: Objective, optimizer: torch.optim.Optimizer, batches: Sequence[Callable[[], Any]], clip: float = 3.0
-) -> StepProfile:
+    objective: Objective, optimizer: torch.optim.Optimizer, batches: Sequence[Callable[[], Any]], clip: float = 3.0,
+    autocast: AbstractContextManager = FP32,
+) -> StepProfile:  # fmt: skip
     """Train a step on each batch, timed; the first one is a warm-up. Then once more the last one, profiled.
 
-    batches: functions that make a batch, so that making it is timed as well.
+    batches: functions that make a batch, so that making it is timed as well. autocast: for forward passes.
     """
     stages: dict[str, list[float]] = defaultdict(list)
     voxels = []
@@ -59,14 +62,15 @@ def profile_step(
         clock = _Clock()
         batch = make()
         clock("samples")
-        _step(objective, optimizer, batch, number, clip, clock)
+        _step(objective, optimizer, batch, number, clip, clock, autocast)
         voxels.append(batch.num_voxels)
         if number:
             for name, seconds in clock.seconds.items():
                 stages[name].append(seconds)
-    saved, flops = needs(objective, batch)
-    kinds = _by_kind(objective, lambda: _step(objective, optimizer, batch, 0, clip, _Clock()))
-    watching = _watching(objective, batch, max(3, len(batches) - 1))
+    saved, flops = needs(objective, batch, autocast)
+    kinds = _by_kind(objective, lambda: _step(objective, optimizer, batch, 0, clip, _Clock(), autocast))
+    with autocast:
+        watching = _watching(objective, batch, max(3, len(batches) - 1))
     medians = {name: median(values) for name, values in stages.items()}
     return StepProfile(sum(voxels) / len(voxels), medians, kinds, watching, saved, flops, batch.num_voxels)
 
@@ -99,8 +103,9 @@ class _Clock:
         self.seconds[name], self._last = now - self._last, now
 
 
-def _step(objective: Objective, optimizer, batch, number: int, clip: float, clock: _Clock) -> None:
-    loss = objective(batch, number)["loss"]
+def _step(objective: Objective, optimizer, batch, number: int, clip: float, clock: _Clock, autocast: AbstractContextManager) -> None:
+    with autocast:
+        loss = objective(batch, number)["loss"]
     clock("forward")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -111,7 +116,7 @@ def _step(objective: Objective, optimizer, batch, number: int, clip: float, cloc
     clock("optimizer")
 
 
-def needs(objective: nn.Module, batch) -> tuple[int, float]:
+def needs(objective: nn.Module, batch, autocast: AbstractContextManager = FP32) -> tuple[int, float]:
     """Bytes that a forward pass keeps for the backward one, and operations of both."""
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in objective.parameters()}
@@ -123,7 +128,9 @@ def needs(objective: nn.Module, batch) -> tuple[int, float]:
         return x
 
     with FlopCounterMode(display=False, custom_mapping=_operations()) as counter, saved_tensors_hooks(pack, lambda x: x):
-        objective(batch, 0)["loss"].backward()
+        with autocast:
+            loss = objective(batch, 0)["loss"]
+        loss.backward()
     return sum(kept.values()), float(counter.get_total_flops())
 
 

@@ -63,8 +63,12 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
     seed_everything(config.seed)
 
     backbone = config.model.build()
+    seen = _names(scenes)
     if config.init is not None:
-        state = backbone_state(load_checkpoint(config.init))
+        first = load_checkpoint(config.init)
+        state = backbone_state(first)
+        before = first["card"].get("scene_names")
+        seen = [*dict.fromkeys([*seen, *before])] if seen and before else None
         if hasattr(backbone, "completed"):  # a pre-trained network with new parts
             state = backbone.completed(state)
         load_state(backbone, state, config.init)
@@ -87,7 +91,7 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
             raise UserError(
                 f"{path} is there already: continue it with --resume, or choose another folder with output=..."
             )
-        start = _restore(path, config, objective, optimizer, device)
+        start = _restore(path, config, objective, optimizer, device, scenes)
         if start >= total:
             print(f"{path} is complete ({total} steps)", file=sys.stderr)
             if not path.with_name(MODEL_FILE).exists():
@@ -97,7 +101,7 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
     path.with_name(MODEL_FILE).unlink(missing_ok=True)  # of an earlier run
     (output / "config.yaml").write_text(dump_yaml(config))
 
-    card = _card(config, objective.backbone(), scenes)
+    card = _card(config, objective.backbone(), len(scenes), seen)
 
     def save(done: int) -> None:
         save_checkpoint(path, _content(config, objective, optimizer, card, done, total, device))
@@ -272,14 +276,19 @@ def _content(config: RunConfig, objective: Objective, optimizer, card: dict, don
     }
 
 
-def _card(config: RunConfig, backbone: nn.Module, scenes: Sequence[Scene]) -> dict[str, Any]:
-    """What a user of the weights should know of their making; plain values."""
+def _names(scenes: Sequence[Scene]) -> list[str] | None:
+    return list(getattr(scenes, "names", ())) or None
+
+
+def _card(config: RunConfig, backbone: nn.Module, scenes: int, seen: list[str] | None) -> dict[str, Any]:
+    """What a user of the weights should know of their making; plain values. seen: names of the scenes, then of those
+    that the run it starts from has seen; None if not all are known."""
     return {
         "method": config.objective.name,
         "dataset": config.data.dataset.name,
         "split": config.data.split,
-        "scenes": len(scenes),
-        "scene_names": list(getattr(scenes, "names", ())) or None,
+        "scenes": scenes,
+        "scene_names": seen,
         "init": config.init,
         **config.data.card(),
         **{name: list(getattr(backbone, name)) for name in ("channels", "strides") if hasattr(backbone, name)},
@@ -291,7 +300,7 @@ def _card(config: RunConfig, backbone: nn.Module, scenes: Sequence[Scene]) -> di
     }
 
 
-def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, device: torch.device) -> int:
+def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, device: torch.device, scenes: Sequence[Scene]) -> int:
     content = load_checkpoint(path, device)
     then, now = content["config"], to_dict(config)
     changed = [k for k in ("data", "model", "objective", "optimizer", "seed", "init") if _without_workers(then.get(k)) != _without_workers(now[k])]
@@ -299,6 +308,12 @@ def _restore(path: Path, config: RunConfig, objective: Objective, optimizer, dev
         raise UserError(
             f"{path} was trained with another config ({', '.join(changed)} differ); "
             f"use {path.parent / 'config.yaml'}, or another output="
+        )
+    names, seen, count = _names(scenes), content["card"].get("scene_names"), content["card"].get("scenes")
+    if names and seen and names != seen[:count]:
+        raise UserError(
+            f"{path} was trained on other {config.data.item}s than are there now ({count} then, {len(names)} now); "
+            "bring them back, or choose another output="
         )
     load_state(objective, content["objective"], str(path))
     optimizer.load_state_dict(content["optimizer"])
