@@ -244,15 +244,27 @@ def test_the_weights_of_a_sample_add_up_to_the_points_it_stands_for(model, tmp_p
     assert float(sample.weight[even].sum()) == pytest.approx(470, rel=1e-5)
 
 
-def test_a_draw_from_a_sample_is_as_likely_as_the_points_stand_for():
+@pytest.mark.parametrize("count, margin", [(500, 0.05), (10_000, 0.01)])
+def test_a_draw_from_a_sample_is_as_likely_as_the_points_stand_for(count, margin):
+    """However many rows are asked for: there are as many light as heavy ones, but the heavy ones stand for four times the points."""
     weight = torch.tensor([1.0, 4.0]).repeat(5000)
     nothing = torch.zeros(10_000)
     sample = Sample(nothing[:, None], nothing.long(), nothing[:, None], nothing[:, None], nothing.long(), nothing.long(), weight)
     rows = torch.arange(10_000)
-    kept = sample.draw(rows, 500, 3)
-    assert len(kept.unique()) == 500 and torch.equal(kept, sample.draw(rows, 500, 3))
-    assert float((weight[kept] == 4).float().mean()) == pytest.approx(0.8, abs=0.05)
-    assert torch.equal(sample.draw(rows[5:9], 500, 0).sort().values, rows[5:9])
+    kept = sample.draw(rows, count, 3)
+    assert len(kept) == len(kept.unique()) == min(count, 6250) and torch.equal(kept, sample.draw(rows, count, 3))
+    assert float((weight[kept] == 4).float().mean()) == pytest.approx(0.8, abs=margin)
+    even = rows[weight == 4][:300]
+    assert torch.equal(sample.draw(even, 500, 0).sort().values, even)
+
+
+def test_a_draw_bears_a_few_rows_that_stand_for_very_many_points():
+    weight = torch.ones(10_000)
+    weight[:5] = 200.0
+    nothing = torch.zeros(10_000)
+    sample = Sample(nothing[:, None], nothing.long(), nothing[:, None], nothing[:, None], nothing.long(), nothing.long(), weight)
+    kept = sample.draw(torch.arange(10_000), 3000, 0)
+    assert set(range(5)) <= set(kept.tolist()) and len(kept) == pytest.approx(3000, rel=0.1)
 
 
 def test_a_weight_counts_as_so_many_equal_points():

@@ -61,13 +61,21 @@ class Sample:
         return torch.nonzero((self.even < 0) == aware)[:, 0]
 
     def draw(self, rows: Tensor, count: int, seed: int) -> Tensor:
-        """At most `count` of these rows, as likely as the points they stand for: a class-blind part."""
+        """At most `count` of these rows, as likely as the points they stand for: a class-blind part.
+
+        A row is drawn once at most, so many rows cannot be class-blind: those of large classes would all be taken and the rest filled
+        with rare ones. The count is cut so that at most a tenth of the points stand behind rows that should come more than once.
+        """
         rng = torch.Generator().manual_seed(seed)
-        if len(rows) <= count:
-            return rows[torch.randperm(len(rows), generator=rng)]
-        # The largest of log(weight) + Gumbel noise: a weighted draw without replacement of any size.
-        noise = -torch.empty(len(rows), dtype=torch.float64).exponential_(generator=rng).log()
-        return rows[(self.weight[rows].double().log() + noise).topk(count).indices]
+        order = rows[torch.randperm(len(rows), generator=rng)]
+        weight = self.weight[order].double()
+        heavy = weight.sort().values
+        limit = heavy[torch.searchsorted(heavy.cumsum(0), 0.9 * heavy.sum()).clamp(max=len(heavy) - 1)]
+        count = min(count, int(weight.sum() / limit))
+        # Systematic sampling: rows in random order take the part of a line that is their chance, marks lie at distance 1.
+        line = (count * weight / weight.sum()).clamp(max=1).cumsum(0)
+        marks = torch.arange(round(float(line[-1]))) + torch.rand(1, generator=rng, dtype=torch.float64)
+        return order[torch.searchsorted(line, marks).clamp(max=len(line) - 1).unique()]
 
 
 class InputFeatures:

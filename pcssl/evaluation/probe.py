@@ -28,7 +28,8 @@ from pcssl.evaluation.pretrained import PretrainedModel
 from pcssl.training import load_checkpoint
 
 # 1: the class-aware sample was fitted on as if it were all points; neighbours among features as they are.
-PROTOCOL_VERSION = 2
+# 2: databases near the size of the sample had too many points of rare classes; AP25 counted a prediction for two instances.
+PROTOCOL_VERSION = 3
 
 Count = Annotated[int, Range(1)]
 Part = Annotated[float, Range(0, 1, low_open=True)]
@@ -46,7 +47,7 @@ class ProbeConfig:
         as the points they stand for.
     val_points: random points a val scene that the nearest neighbour is scored on, 0 = all; every
         other head is always scored on all points.
-    database: most points that the nearest neighbour searches, a class-blind part of the sample.
+    database: most points that the nearest neighbour searches, a class-blind part of the sample (`Sample.draw`).
     few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels; another part for
         each seed, of the points out of 200 that all seeds share.
     instance_radius: metres within which points of an instance touch.
