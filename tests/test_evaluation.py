@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ from pcssl.evaluation import (
 )
 from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_keys, half, weights_key
 from pcssl.evaluation.features import sample_points
-from pcssl.evaluation.probe import few_labels
+from pcssl.evaluation.probe import FittedHead, _in_memory, few_labels
 from pcssl.models import HUNet
 from pcssl.sparse import available_engines, use_engine
 from pcssl.sparse.engine import _engines
@@ -560,3 +561,16 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
     save_checkpoint(tmp_path / "unknown.pt", content)
     with pytest.raises(UserError, match="unknown.pt.*pointnet"):
         load_model(tmp_path / "unknown.pt")
+
+
+def test_heads_are_scored_in_groups_that_fit_in_memory(model, monkeypatch):
+    """With next to no memory every head comes alone, and scores stay the same; the linear head's classes come back."""
+    data, config = Source(), ProbeConfig(heads=("linear", "nn", "few"), train_points=100, epochs=2, seeds=2, floors=False)
+    shown: dict = {0: None, 9: None}
+    together = probe(model, data, config, report=print, predictions=shown)["results"]
+    monkeypatch.setattr(sys.modules["pcssl.evaluation.probe"], "HELD", 1)
+    groups = list(_in_memory(iter([FittedHead(("a",), list, size=1), FittedHead(("b",), list), FittedHead(("c",), list, size=5)])))
+    assert [[head.names[0] for head in group] for group in groups] == [["a", "b"], ["c"]]
+    assert probe(model, data, config, report=print)["results"] == together
+    scene = data.scenes("val")[0]
+    assert shown[0].shape == (len(scene),) and len(shown[0].unique()) > 1 and shown[9] is None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
 from pcssl.config import Component, load_config
 from pcssl.data.datasets import SceneSource
@@ -130,7 +131,8 @@ def probe_and_report(
         warnings.append(f"heads are fitted on scenes that they are scored on, those of {', '.join(shared)}: the scores are not of unseen scenes")
     for warning in warnings:
         print(f"probe: warning: {warning}", file=sys.stderr)
-    found = probe(model, data, config, cache=cache or out / "features", checkpoint=checkpoint)
+    predictions = dict.fromkeys(range(pictures))
+    found = probe(model, data, config, cache=cache or out / "features", checkpoint=checkpoint, predictions=predictions)
     found |= {
         "warnings": warnings,
         "checkpoint": {"path": str(checkpoint), **{k: v for k, v in model.card.items() if k != "scene_names"}},
@@ -151,7 +153,7 @@ def probe_and_report(
     for name, value in ratios(found["results"]).items():
         print(f"{name}: {value:.2f}")
     print(f"\nresults      {out / 'results.json'}\nreport       {out / 'report.md'}")
-    for path in draw(model, data, config, found, pictures, out / "pictures") if pictures else []:
+    for path in draw(model, data, config, found, predictions, out / "pictures") if pictures else []:
         print(f"picture      {path}")
 
 
@@ -221,14 +223,18 @@ def describe_machine() -> dict[str, Any]:
 
 
 def draw(
-    model: PretrainedModel, data: SceneSource, config: ProbeConfig, found: dict[str, Any], count: int, folder: Path
-) -> list[Path]:
-    """The first scored scenes: colours, labels, and features of the model and of random weights as colours that
-    mean the same in every scene; and the linear probe's classes as bars."""
+    model: PretrainedModel, data: SceneSource, config: ProbeConfig, found: dict[str, Any],
+    predictions: dict[int, Tensor | None], folder: Path,
+) -> list[Path]:  # fmt: skip
+    """Scored scenes, those of `predictions`: colours, labels, what the linear probe predicts, and features of the model and of
+    random weights as colours that mean the same in every scene; and the linear probe's classes as bars."""
     scenes = data.scenes(config.val_split)
-    shown = [scenes[i] for i in range(min(count, len(scenes)))]
+    numbers = [i for i in predictions if i < len(scenes)]
+    shown = [scenes[i] for i in numbers]
     labels = [label_colors(s.labels[data.label], data.colors) for s in shown]
     columns = {"input": [s.color for s in shown], "labels": labels}
+    if all(predictions[i] is not None for i in numbers):
+        columns["linear probe"] = [label_colors(predictions[i], data.colors) for i in numbers]
     for title, source in (("trained features", model), ("random weights", model.with_random_weights(0))):
         features = [source.extract(scene).features for scene in shown]
         colors = PCAColors().fit(features)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,8 @@ from pcssl.training import load_checkpoint
 # 1: the class-aware sample was fitted on as if it were all points; neighbours among features as they are.
 # 2: databases near the size of the sample had too many points of rare classes; AP25 counted a prediction for two instances.
 PROTOCOL_VERSION = 3
+
+HELD = 300_000_000  # numbers of all heads that are scored together: 1.2 GB
 
 Count = Annotated[int, Range(1)]
 Part = Annotated[float, Range(0, 1, low_open=True)]
@@ -87,11 +90,14 @@ def probe(
     cache: Path | None = None,
     checkpoint: str | Path | None = None,
     report: Report | None = None,
+    predictions: dict[int, Tensor | None] | None = None,
 ) -> dict[str, Any]:
     """Every head on a model, on random weights and on input features.
 
     cache: folder that keeps features, and runs with labels, for the next call; None: they go when this one ends.
     checkpoint: the file of the model, which the heads that train with labels need.
+    predictions: its keys are numbers of scored scenes; each gets the classes (N,) that the first seed's linear head gives all
+        their points.
     Returns plain values: {"protocol": ..., "data": ..., "results": {source: {head: {"miou":
     {"mean", "std", "runs"}, ..., "iou": [per class], "confusion": counts of the first seed}}}}.
     Raises UserError when the dataset has no labels, or the val split none.
@@ -106,8 +112,9 @@ def probe(
     train, val = _labelled(data, config.train_split), _labelled(data, config.val_split)
     device = next(model.backbone.parameters()).device
     with tempfile.TemporaryDirectory() as scratch:
-        run = _Run(cache or Path(scratch), train, val, data, config, device, say)
+        run = _Run(cache or Path(scratch), train, val, data, config, device, say, predictions or {})
         results = {"trained": run.score("trained", [_source(model)], levels=config.levels)}
+        run.predictions = {}
         if config.floors:
             drawn = [_source(model.with_random_weights(seed)) for seed in range(config.seeds)]
             results["random weights"] = run.score("random weights", drawn)
@@ -137,21 +144,24 @@ def _labelled(data: SceneSource, split: str) -> Sequence[Scene]:
 @dataclass(frozen=True)
 class FittedHead:
     """names: of what `predict` returns for (n, D) features, a list of (n,) predictions.
-    columns: features it takes, None = all. sampled: scored on `val_points` only.
+    columns: features it takes, None = all. sampled: scored on `val_points` only. size: numbers that it holds.
     """
 
     names: tuple[str, ...]
     predict: Callable[[Tensor], list[Tensor]]
     columns: Tensor | None = None
     sampled: bool = False
+    size: int = 0
 
 
 class _Run:
     """What all sources of one call share."""
 
-    def __init__(self, folder: Path, train, val, data: SceneSource, config: ProbeConfig, device, say: Report):
-        self.folder, self.train, self.val, self.data, self.config, self.device, self.say = (
-            folder, train, val, data, config, device, say,
+    def __init__(
+        self, folder: Path, train, val, data: SceneSource, config: ProbeConfig, device, say: Report, predictions: dict[int, Tensor | None],
+    ):  # fmt: skip
+        self.folder, self.train, self.val, self.data, self.config, self.device, self.say, self.predictions = (
+            folder, train, val, data, config, device, say, predictions,
         )  # fmt: skip
         self.classes = len(data.classes)
         self.instances: dict[str, dict[str, Any]] = {}
@@ -168,15 +178,13 @@ class _Run:
         for i, source in enumerate(sources):
             cache = FeatureCache(self.folder, source, self.train_key, self.val_key, self.config.train_points)
             sample = cache.sample(self.train, self.data.label, _progress(f"{name}: features of training scenes"))
-            heads = [
-                head
-                for seed in range(i, self.config.seeds, len(sources))
-                for head in fit_heads(sample, self.classes, self.config, seed, self.device, source.channels if levels else ())
-            ]
-            for head, matrix in self._confusions(cache, heads, name):
-                found.setdefault(head, []).append(matrix)
+            seeds = range(i, self.config.seeds, len(sources))
+            channels = source.channels if levels else ()
+            fitted = (fit_heads(sample, self.classes, self.config, seed, self.device, channels) for seed in seeds)
+            for heads in _in_memory(chain.from_iterable(fitted)):
+                for head, matrix in self._confusions(cache, heads, name):
+                    found.setdefault(head, []).append(matrix)
             if "instances" in self.config.heads:
-                seeds = range(i, self.config.seeds, len(sources))
                 precision += [self._precision(cache, sample, seed, name) for seed in seeds]
         if precision:
             self.instances[name] = _instance_summary(precision)
@@ -216,12 +224,14 @@ class _Run:
 
     def _confusions(self, cache: FeatureCache, heads: list[FittedHead], name: str) -> Iterator[tuple[str, Tensor]]:
         """Per head and prediction its confusion matrix over all val scenes, which are read once."""
+        pictured = next((head for head in heads if head.names == ("linear",)), None)
         counts = [[torch.zeros(self.classes, self.classes, dtype=torch.int64) for _ in head.names] for head in heads]
         progress = _progress(f"{name}: scoring")
         for number in range(len(self.val)):
             scene = self.val[number]
             label = scene.labels[self.data.label]
             asked = asked_points(label, self.config.val_points, number)
+            drawn = torch.zeros_like(label) if pictured and self.predictions.get(number, label) is None else None
             for part, values in cache.chunks(scene, number):
                 values = values.to(self.device)
                 rows = torch.nonzero(asked[part])[:, 0]
@@ -230,10 +240,26 @@ class _Run:
                     mine = mine if head.columns is None else mine[:, head.columns]
                     for matrix, predicted in zip(matrices, head.predict(mine)):
                         matrix += confusion_matrix(predicted, known, self.classes)
+                        if head is pictured and drawn is not None:
+                            drawn[part] = predicted.to(drawn.dtype)
+            if drawn is not None:
+                self.predictions[number] = drawn
             progress(number + 1, len(self.val))
         for head, matrices in zip(heads, counts):
             for title, matrix in zip(head.names, matrices):
                 yield title, _matched(matrix) if title == "clusters" else matrix
+
+
+def _in_memory(heads: Iterator[FittedHead]) -> Iterator[list[FittedHead]]:
+    """Groups of heads that hold at most HELD numbers together, or one alone: a group is scored while the next does not exist."""
+    group: list[FittedHead] = []
+    for head in heads:
+        if group and sum(h.size for h in group) + head.size > HELD:
+            yield group
+            group = []
+        group.append(head)
+    if group:
+        yield group
 
 
 def _instance_summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -251,41 +277,40 @@ def _matched(counts: Tensor) -> Tensor:
 
 def fit_heads(
     sample: Sample, classes: int, config: ProbeConfig, seed: int, device: torch.device | str, channels: Sequence[int] = ()
-) -> list[FittedHead]:
-    """The heads of a config for one seed. channels: of the levels, for the study of each alone and without."""
+) -> Iterator[FittedHead]:
+    """The heads of a config for one seed, one after another. channels: of the levels, for the study of each alone and without."""
     aware = sample.rows()
-    heads: list[FittedHead] = []
 
-    def linear(name: str, rows: Tensor, columns: Tensor | None = None) -> None:
+    def linear(name: str, rows: Tensor, columns: Tensor | None = None) -> FittedHead:
         fitted = LinearProbe.fit(
             sample.features, sample.labels, classes, rows=rows, columns=columns, weights=sample.weight, epochs=config.epochs,
             seed=seed, device=device,
         )
-        heads.append(FittedHead((name,), lambda x: [fitted(x)], columns))
+        return FittedHead((name,), lambda x: [fitted(x)], columns)
 
-    def nearest(suffix: str, rows: Tensor, ks: tuple[int, ...]) -> None:
+    def nearest(suffix: str, rows: Tensor, ks: tuple[int, ...]) -> FittedHead:
         kept = sample.draw(rows, config.database, seed)
         fitted = NearestNeighborProbe.fit(sample.features[kept].float(), sample.labels[kept], classes, whiten=True, device=device)
-        heads.append(FittedHead(tuple(f"{k}-nn{suffix}" for k in ks), lambda x: fitted(x, ks), sampled=True))
+        names = tuple(f"{k}-nn{suffix}" for k in ks)
+        return FittedHead(names, lambda x: fitted(x, ks), sampled=True, size=fitted.database.numel())
 
     if "linear" in config.heads:
-        linear("linear", aware)
+        yield linear("linear", aware)
     if "nn" in config.heads:
-        nearest("", aware, config.neighbors)
+        yield nearest("", aware, config.neighbors)
     if "few" in config.heads:
         for suffix, rows in few_labels(sample, config, seed):
-            linear(f"linear/{suffix}", rows)
-            nearest(f"/{suffix}", rows, config.neighbors[:1])
+            yield linear(f"linear/{suffix}", rows)
+            yield nearest(f"/{suffix}", rows, config.neighbors[:1])
     if "clusters" in config.heads:
         kept = sample.draw(aware, 50_000, seed)
         clusters = KMeans.fit(sample.features[kept], classes, seed=seed, device=device)
-        heads.append(FittedHead(("clusters",), lambda x: [clusters(x)]))
+        yield FittedHead(("clusters",), lambda x: [clusters(x)])
     ends = [sum(channels[: i + 1]) for i in range(len(channels))]
     for i, end in enumerate(ends):
         every, own = torch.arange(ends[-1]), torch.arange(end - channels[i], end)
-        linear(f"linear/level {i} alone", aware, own)
-        linear(f"linear/without level {i}", aware, every[~torch.isin(every, own)])
-    return heads
+        yield linear(f"linear/level {i} alone", aware, own)
+        yield linear(f"linear/without level {i}", aware, every[~torch.isin(every, own)])
 
 
 def few_labels(sample: Sample, config: ProbeConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
