@@ -55,10 +55,27 @@ def test_runs_are_made_once_and_tabulated(plan, tmp_path, capsys):
 
 
 def test_a_run_that_fails_is_named(plan, tmp_path, capsys):
-    (tmp_path / "variant.yaml").write_text("nonsense: 1\n")
+    (tmp_path / "variant.yaml").write_text(f"base: full.yaml\ndata: {{dataset: {{root: {tmp_path / 'nothing'}}}}}\n")
     assert main(["experiments", str(plan), "--only", "variant", "--seeds", "0"]) == 2
     assert "variant seed 0 (status 2, see" in capsys.readouterr().err
-    assert "nonsense" in (tmp_path / "runs" / "variant" / "seed0" / "log.txt").read_text()
+    assert "nothing" in (tmp_path / "runs" / "variant" / "seed0" / "log.txt").read_text()
+    (tmp_path / "variant.yaml").write_text("nonsense: 1\n")
+    assert main(["experiments", str(plan), "--only", "full", "--seeds", "0"]) == 2  # before anything has run
+    assert "nonsense" in capsys.readouterr().err and not (tmp_path / "runs" / "full").exists()
+
+
+def test_results_of_other_settings_are_refused(plan, tmp_path, capsys):
+    assert main(["experiments", str(plan), "--only", "full", "--seeds", "0"]) == 0
+    with open(tmp_path / "full.yaml", "a") as file:
+        file.write("objective: {mask_ratio: 0.3}\nlog_every: 7\n")
+    capsys.readouterr()
+    assert main(["experiments", str(plan)]) == 2
+    assert "full_seed0.json: made with other settings" in capsys.readouterr().err
+    assert main(["experiments", str(plan), "--report"]) == 0
+    assert "than the configs have now: full_seed0." in capsys.readouterr().out
+    (tmp_path / "full.yaml").write_text((tmp_path / "full.yaml").read_text().replace("objective: {mask_ratio: 0.3}\n", ""))
+    assert main(["experiments", str(plan), "--dry-run"]) == 0  # how often it logs changes no score
+    assert "full seed 0" not in capsys.readouterr().out
 
 
 def test_unknown_runs_are_refused(plan, capsys):
@@ -94,6 +111,7 @@ def test_plans_without_a_linear_probe_or_without_any(plan, tmp_path, capsys):
     plan.write_text(text.replace("overrides: [", 'overrides: ["probe.heads=[nn]", '))
     assert main(["experiments", str(plan), "--only", "full", "--seeds", "0"]) == 0
     assert "| full | all of it |" in capsys.readouterr().out and not (tmp_path / "results" / "scores.png").exists()
+    (tmp_path / "results" / "full_seed0.json").unlink()
     plan.write_text(text.replace("overrides: [", 'overrides: ["probe.after_training=false", '))
     assert main(["experiments", str(plan), "--only", "full", "--seeds", "1"]) == 2
     assert "full seed 1 has no results.json" in capsys.readouterr().err

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pcssl.commands.probe import write_text
-from pcssl.config import Range, load_config
+from pcssl.commands.train import ImageTrainConfig, TrainConfig
+from pcssl.config import Range, dump_yaml, load_config
 from pcssl.errors import UserError
 from pcssl.visualization import bar_chart, save_png
 
@@ -24,7 +27,8 @@ Train and probe the configs of a plan, for several seeds, and put their scores i
   python tools/experiments.py configs/plans/ablations.yaml --only full,no_mask --seeds 0
   python tools/experiments.py configs/plans/ablations.yaml --report    only the table of what is done
 
-A run that was cut off is continued, one whose results are there is skipped. Runs go to `output` of the plan, one
+A run that was cut off is continued, one whose results are there is skipped; results of other settings than the
+configs have now are refused. Runs go to `output` of the plan, one
 after another; a small JSON file of each, the table and the picture go to its `results`.
 """
 
@@ -67,6 +71,13 @@ def run(args: argparse.Namespace) -> int:
     """Run what is missing, report after each."""
     plan = load_config(args.plan, Plan, [])
     chosen = _chosen(plan, args.only)
+    keys = {r.name: settings_key(args.plan, plan, r) for r in plan.runs}
+    old = stale(plan, keys)
+    if old and not args.report:
+        raise UserError(
+            f"{', '.join(str(path) for path in old)}: made with other settings than the configs have now, scores would not compare; "
+            f"delete them and their runs in {plan.output}, or name other folders in the plan (--report shows the table)"
+        )
     todo = [(r, seed) for seed in args.seeds or plan.seeds for r in chosen if not result_path(plan, r.name, seed).exists()]
     if args.dry_run:
         for r, seed in todo:
@@ -75,14 +86,14 @@ def run(args: argparse.Namespace) -> int:
     failed = []
     for number, (r, seed) in enumerate([] if args.report else todo):
         print(f"experiments: {number + 1} of {len(todo)}: {r.name}, seed {seed}", file=sys.stderr, flush=True)
-        status = _run(plan, args.plan, r, seed)
+        status = _run(plan, args.plan, r, seed, keys[r.name])
         if status == 130:
             print("pcssl experiments: stopped; the same command goes on", file=sys.stderr)
             return 130
         if status:
             failed.append(f"{r.name} seed {seed} (status {status}, see {_folder(plan, r.name, seed) / 'log.txt'})")
         report(plan)
-    report(plan)
+    report(plan, old)
     if failed:
         raise UserError("these runs failed: " + "; ".join(failed))
     return 0
@@ -102,6 +113,23 @@ def _folder(plan: Plan, name: str, seed: int) -> Path:
     return Path(plan.output) / name / f"seed{seed}"
 
 
+def settings_key(file: Path, plan: Plan, r: Run) -> str:
+    """Changes with any setting of the run that can change its scores."""
+    config = load_config(file.parent / r.config, TrainConfig | ImageTrainConfig, list(plan.overrides))
+    config = replace(config, output="", seed=0, device="", log_every=1, checkpoint_every=1)
+    return hashlib.sha256(dump_yaml(config).encode()).hexdigest()[:16]
+
+
+def stale(plan: Plan, keys: dict[str, str]) -> list[Path]:
+    """Results that were made with other settings than their configs have now."""
+    found = []
+    for r in plan.runs:
+        for path in sorted(Path(plan.results).glob(f"{r.name}_seed*.json")):
+            if json.loads(path.read_text()).get("settings") != keys[r.name]:
+                found.append(path)
+    return found
+
+
 def result_path(plan: Plan, name: str, seed: int) -> Path:
     return Path(plan.results) / f"{name}_seed{seed}.json"
 
@@ -113,7 +141,7 @@ def _command(plan: Plan, file: Path, r: Run, seed: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _run(plan: Plan, file: Path, r: Run, seed: int) -> int:
+def _run(plan: Plan, file: Path, r: Run, seed: int, key: str) -> int:
     folder = _folder(plan, r.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
@@ -130,7 +158,7 @@ def _run(plan: Plan, file: Path, r: Run, seed: int) -> int:
         raise UserError(f"{r.name} seed {seed} has no results.json in {folder}; set probe.after_training in {r.config} or in `overrides`")
     found = json.loads((folder / "results.json").read_text())
     kept = {
-        "run": r.name, "seed": seed, "minutes": round((time.monotonic() - begin) / 60, 1),
+        "run": r.name, "seed": seed, "settings": key, "minutes": round((time.monotonic() - begin) / 60, 1),
         "protocol": found["protocol"], "fingerprint": found["data"]["fingerprint"], "machine": found["machine"],
         "results": {
             source: {head: {"miou": s["miou"]["mean"], "macc": s["macc"]["mean"]} for head, s in heads.items()}
@@ -155,10 +183,12 @@ def collect(plan: Plan) -> Scores:
     return found
 
 
-def report(plan: Plan) -> None:
-    """Write README.md and scores.png beside the results, print the table."""
+def report(plan: Plan, old: Sequence[Path] = ()) -> None:
+    """Write README.md and scores.png beside the results, print the table. old: results of other settings."""
     found = collect(plan)
     page = [f"# {plan.title or 'Experiments'}", table(plan, found), *check_orders(plan, found)]
+    if old:
+        page.append(f"Made with other settings than the configs have now: {', '.join(path.stem for path in old)}.")
     write_text(Path(plan.results) / "README.md", "\n\n".join(page) + "\n")
     print("\n\n".join(page[1:]))
     linear = {name: statistics.mean(scores["linear"].values()) for name, scores in found.items() if "linear" in scores}
