@@ -21,7 +21,7 @@ from pcssl.schedules import cosine, warmup_cosine
 from pcssl.training import load_checkpoint, pretrain, save_checkpoint
 from pcssl.training.bad_scenes import BadScenes
 from pcssl.training.batches import BatchesByCount, BatchesByVoxels, StepBatches, count_voxels, iterate
-from pcssl.training.trainer import make_optimizer, pick_device
+from pcssl.training.trainer import Stopped, make_optimizer, pick_device
 
 ROOT = Path(__file__).parents[1]
 MODEL = {
@@ -165,6 +165,18 @@ def test_a_checkpoint_names_what_the_one_before_it_has_seen(tmp_path, scenes):
     unknown = pretrain(config(tmp_path / "c", optimizer={"epochs": 1}), list(scenes))
     card = load_checkpoint(pretrain(config(tmp_path / "d", optimizer={"epochs": 1}, init=str(unknown)), later))["card"]
     assert card["scene_names"] is None
+
+
+def test_a_stop_in_the_last_step_stops_what_comes_after_it_too(tmp_path, scenes):
+    settings = config(tmp_path, optimizer={"epochs": 1}, monitor_every=1.0)
+
+    def interrupted(backbone, step):
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    with pytest.raises(Stopped, match="is complete"):
+        pretrain(settings, scenes, monitor=interrupted)
+    assert pretrain(settings, scenes, resume=True).with_name("model.safetensors").exists()
 
 
 def test_steps_without_a_finite_loss_are_skipped_and_then_stop_the_run(tmp_path, scenes, monkeypatch):

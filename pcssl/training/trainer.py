@@ -162,6 +162,8 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
         progress.close()
         writer.close()
     _export(path)
+    if stop.is_set():
+        raise Stopped(f"{path} is complete ({total} steps); stopped before what comes after it")
     return path
 
 
