@@ -231,18 +231,15 @@ def contrast(loss, seed, split, channels=1, epochs=40):
 @pytest.mark.slow
 def test_groco_tells_photos_apart_as_well_as_nt_xent(over_seeds):
     pytest.importorskip("skimage")
+    group = GroupOrderingLoss()
 
     def measure(seed):
         before, contrasted = contrast(NTXent(0.5), seed, seed + 1)
-        found = {"random weights": before, "nt-xent": contrasted}
-        for steepness in (1.0, 5.0):
-            group = GroupOrderingLoss(10, steepness)
-            found[f"groco, steepness {steepness:g}"] = contrast(lambda a, b, group=group: group([a, b]), seed, seed + 1)[1]
-        return found
+        return {"random weights": before, "nt-xent": contrasted, "groco": contrast(lambda *views: group(views), seed, seed + 1)[1]}
 
-    found = {name: value.mean() for name, value in over_seeds(measure).items()}
-    assert found["groco, steepness 1"] >= found["nt-xent"] - 0.01
-    assert found["groco, steepness 1"] >= found["random weights"] + 0.1
+    found = over_seeds(measure)
+    assert (found["groco"] - found["nt-xent"]).mean() >= -0.01
+    assert (found["groco"] - found["random weights"]).mean() >= 0.1
 
 
 @pytest.mark.slow
