@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_image_objectives import batch, build, rng, train
+from test_image_objectives import batch, build, judged_run, rng, train
 from torch import nn
 
 from pcssl.config import component
@@ -260,16 +260,22 @@ def test_digits_on_photos_are_the_digits_and_dark():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_adapters_learn_the_new_domain_and_do_not_forget_the_old(seed, tmp_path):
+def test_adapters_learn_the_new_domain_and_do_not_forget_the_old(over_seeds, tmp_path):
     pytest.importorskip("skimage")
-    base = train("dino", tmp_path / "base", f"seed={seed}", "log_every=100")
-    adapted = train("glare", tmp_path / "glare", f"seed={seed}", f"init={base}", "log_every=100")
+    found = over_seeds(lambda seed: before_and_after(seed, tmp_path))
+    gain = found["digits_on_photos, after"] - found["digits_on_photos, before"]
+    assert gain.mean() >= 0.03 and (gain > 0).all()  # aim 0.03 on each
+    assert (found["digits, after"] >= found["digits, before"] - 0.02).all()
+
+
+def before_and_after(seed, folder) -> dict[str, float]:
+    """10-NN accuracy in both domains after DINO's run on digits, and after GLARE's on digits on photos."""
+    base = judged_run("dino", folder / "base", seed)
+    adapted = judged_run("glare", folder / "glare", seed, f"init={base}")
     score = {}
     for name in ("digits", "digits_on_photos"):
-        data = component("dataset", name).build()
+        data = component("dataset", name, seed=seed + 1).build()
         for stage, path in (("before", base), ("after", adapted)):
             found = probe_images(load_image_model(path), data, ImageProbeConfig(heads=("nn",), floors=False))
-            score[name, stage] = found["results"]["trained"]["10-nn"]["accuracy"]["mean"]
-    assert score["digits_on_photos", "after"] >= score["digits_on_photos", "before"] + 0.03
-    assert score["digits", "after"] >= score["digits", "before"] - 0.02
+            score[f"{name}, {stage}"] = found["results"]["trained"]["10-nn"]["accuracy"]["mean"]
+    return score

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from test_image_objectives import batch, build, rng, train
+from test_image_objectives import batch, build, held_out_scores, judged_run, rng, train
 from torch.nn import functional as F
 
-from pcssl.commands.train import ImageTrainConfig
-from pcssl.config import component, load_config
+from pcssl.config import component
 from pcssl.evaluation.images import features_of
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.image.views import ViewConfig, draw, make_views
@@ -202,22 +200,23 @@ def test_the_shipped_config_trains(tmp_path):
 # ---------------------------------------------------------------- photos
 
 
-def nearest(backbone, data):
+def nearest(backbone, data, channels):
     """1-NN accuracy on the photos' other parts."""
     from pcssl.evaluation.images import embed
 
-    (x, y), (query, known) = (features_of(lambda v: embed(backbone, v), data.images(s), 24, 3) for s in ("train", "val"))
+    (x, y), (query, known) = (features_of(lambda v: embed(backbone, v), data.images(s), 24, channels) for s in ("train", "val"))
     return float((NearestNeighborProbe.fit(x, y, 20)(query)[0] == known).float().mean())
 
 
-def contrast(loss, seed, epochs=25):
-    """A small ResNet on patches of 20 photos: 1-NN before and after training with a loss on two views."""
-    data = component("dataset", "patches", train=55, val=25).build()
-    images = [p.values(3) for p in data.images("train")]
+def contrast(loss, seed, split, channels=1, epochs=40):
+    """A small ResNet on patches of 20 photos, grey because colours tell photos apart without training: 1-NN before and
+    after training with a loss on two views."""
+    data = component("dataset", "patches", train=55, val=25, seed=split).build()
+    images = [p.values(channels) for p in data.images("train")]
     torch.manual_seed(seed)
-    net = component("model", "resnet", widths=[16, 32, 64], blocks=[1, 1, 1], stem="small").build()
+    net = component("model", "resnet", in_channels=channels, widths=[16, 32, 64], blocks=[1, 1, 1], stem="small").build()
     network, g = Embedder(net, head("mocov3", 64, 64, 64)), rng(seed)
-    before = nearest(net, data)
+    before = nearest(net, data, channels)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     kinds = [ViewConfig(count=2, size=16, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2)]
     for _ in range(epochs):
@@ -226,25 +225,30 @@ def contrast(loss, seed, epochs=25):
             optimizer.zero_grad()
             loss(*network(*views)[1].chunk(2)).backward()
             optimizer.step()
-    return before, nearest(net, data)
+    return before, nearest(net, data, channels)
 
 
 @pytest.mark.slow
-def test_groco_tells_photos_apart_as_well_as_nt_xent():
+def test_groco_tells_photos_apart_as_well_as_nt_xent(over_seeds):
     pytest.importorskip("skimage")
-    group = GroupOrderingLoss(10, 5.0)
-    before, ordered = torch.tensor([contrast(lambda a, b: group([a, b]), seed) for seed in range(3)]).mean(0)
-    _, contrasted = torch.tensor([contrast(NTXent(0.5), seed) for seed in range(3)]).mean(0)
-    assert ordered >= contrasted - 0.03 and ordered >= before + 0.03
+    group = GroupOrderingLoss()
+
+    def measure(seed):
+        before, contrasted = contrast(NTXent(0.5), seed, seed + 1)
+        return {"random weights": before, "nt-xent": contrasted, "groco": contrast(lambda *views: group(views), seed, seed + 1)[1]}
+
+    found = over_seeds(measure)
+    assert (found["groco"] - found["nt-xent"]).mean() >= -0.01
+    assert (found["groco"] - found["random weights"]).mean() >= 0.1
 
 
 @pytest.mark.slow
-def test_grocos_run_beats_random_weights(tmp_path):
+def test_grocos_run_beats_random_weights(over_seeds, tmp_path):
     pytest.importorskip("skimage")
-    from pcssl.evaluation import ImageProbeConfig, load_image_model, probe_images
 
-    config = load_config(Path(__file__).parents[1] / "configs" / "image" / "groco.yaml", ImageTrainConfig)
-    model = load_image_model(train("groco", tmp_path))
-    found = probe_images(model, config.data.dataset.build(), ImageProbeConfig(size=24))["results"]
-    trained, random = (found[s]["1-nn"]["accuracy"]["mean"] for s in ("trained", "random weights"))
-    assert trained >= random + 0.03
+    def measure(seed):
+        found = held_out_scores(judged_run("groco", tmp_path, seed), size=24)
+        return {source: found[source]["1-nn"] for source in ("trained", "random weights")}
+
+    found = over_seeds(measure)
+    assert (found["trained"] - found["random weights"]).mean() >= 0.05  # aim 0.1; colours tell much without training

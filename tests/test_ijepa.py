@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from image_checks import every_parameter_learns, pixels, restored, resumes_to_the_same_weights
-from test_image_objectives import batch, build, rng, train
+from test_image_objectives import batch, build, judged_run, learnt, rng
 from torch.nn import functional as F
 
 from pcssl.config import component
 from pcssl.data.masks import random_boxes
-from pcssl.evaluation import ImageProbeConfig, load_image_model, probe_images
 from pcssl.image.backbones.vit import patchify
 from pcssl.image.tokens import grid_places
 from pcssl.objectives.ijepa import draw_blocks, latent_loss, take
@@ -110,13 +109,15 @@ def test_ijepa_resumes_to_the_same_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_ijepa_keeps_the_digits_apart_and_does_not_collapse(tmp_path):
-    path = train("ijepa", tmp_path, "log_every=100")
-    ijepa = restored(path)
-    found = probe_images(load_image_model(path), ijepa.data.dataset.build(), ImageProbeConfig())["results"]
-    score = {s: {head: v["accuracy"]["mean"] for head, v in heads.items()} for s, heads in found.items()}
-    assert score["trained"]["ridge"] >= 0.93
-    assert score["trained"]["10-nn"] >= score["random weights"]["10-nn"] + 0.03
-    with torch.no_grad():  # how much a place's target differs between images; at random weights 0.21
-        target = F.layer_norm(ijepa.teacher(pixels(ijepa, "val"))[0].dense, (64,))
-    assert float(target.std(0).mean()) > 0.03
+def test_ijepa_keeps_the_digits_apart_and_does_not_collapse(over_seeds, tmp_path):
+    def measure(seed):
+        path = judged_run("ijepa", tmp_path, seed)
+        ijepa = restored(path)
+        with torch.no_grad():
+            target = F.layer_norm(ijepa.teacher(pixels(ijepa, "val"))[0].dense, (64,))
+        # How much the targets differ between images, place by place (at random weights 0.21), and at all.
+        return learnt(path) | {"spread": float(target.std(0).mean()), "spread of all": float(target.flatten(0, 1).std(0).mean())}
+
+    found = over_seeds(measure)
+    assert found["10-nn"].mean() >= 0.57 and found["ridge"].mean() >= 0.93
+    assert found["spread"].mean() > 0.1

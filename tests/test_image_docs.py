@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "image.md").read_text()
-EXAMPLES = dict(re.findall(r"### ([^\n]+)\n\n```python\n(.*?)```", PAGE, re.DOTALL))
+EXAMPLES = dict(re.findall(r"^### (.+)\n(?:(?!#|```).*\n)*```python\n((?:(?!```).*\n)*)", PAGE, re.MULTILINE))
 
 
 @pytest.mark.parametrize("title", EXAMPLES)

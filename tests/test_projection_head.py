@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_image_objectives import batch, build, knn, rng, train
+from test_image_objectives import batch, build, judged_run, learnt, rng
 
 from pcssl.config import component
 from pcssl.evaluation.layers import principal, probe_layers, weight_inequality
@@ -210,16 +210,16 @@ def test_simclr_needs_two_views():
 # ---------------------------------------------------------------- digits that the views lose
 
 
-def study(kind, kappa=1.2, seed=0, epochs=25):
+def study(kind, seed, split, kappa=1.2, epochs=25):
     """Layers of a network whose views show the digit or, half of the time, only the photo behind it."""
     from pcssl.image.bundled import PHOTOS, digits
     from pcssl.image.datasets import blended, photo_pieces
 
     pixels, labels = digits()
     strokes = torch.nn.functional.interpolate(pixels.float() / 255, 16, mode="bilinear", antialias=True)
-    ground = photo_pieces(PHOTOS, len(strokes), 16, [0])
+    ground = photo_pieces(PHOTOS, len(strokes), 16, [split])
     whole = blended(strokes, ground, 0.8, dark=False)
-    order = torch.randperm(len(labels), generator=rng(0))
+    order = torch.randperm(len(labels), generator=rng(split))
     train_rows, val_rows = order[:1200], order[1200:]
     torch.manual_seed(seed)
     net = component("model", "resnet", in_channels=1, widths=[16, 32, 64], blocks=[1, 1, 1], stem="small").build()
@@ -244,16 +244,22 @@ def study(kind, kappa=1.2, seed=0, epochs=25):
 
 
 @pytest.mark.slow
-def test_what_views_lose_is_still_there_below_the_head():
+def test_what_views_lose_is_still_there_below_the_head(over_seeds):
     pytest.importorskip("skimage")
-    none, mlp, fixed = (study(kind) for kind in ("none", "mlp", "fixed"))
-    assert mlp["pre"]["ridge"] >= none["pre"]["ridge"] + 0.1
-    assert mlp["pre"]["ridge"] >= mlp["post"]["ridge"] + 0.12
-    assert fixed["pre"]["ridge"] >= none["pre"]["ridge"] + 0.03
-    assert mlp["pre"]["inequality"] < mlp["post"]["inequality"] and fixed["pre"]["inequality"] < fixed["post"]["inequality"]
+
+    def measure(seed):
+        runs = {kind: study(kind, seed, seed + 1) for kind in ("none", "mlp", "fixed")}
+        for kind in ("mlp", "fixed"):
+            assert runs[kind]["pre"]["inequality"] < runs[kind]["post"]["inequality"]
+        return {f"{kind}, {layer}": run[layer]["ridge"] for kind, run in runs.items() for layer in run}
+
+    found = {name: value.mean() for name, value in over_seeds(measure).items()}
+    assert found["mlp, pre"] >= found["none, pre"] + 0.04
+    assert found["mlp, pre"] >= found["mlp, post"] + 0.12  # aim 0.15
+    assert found["fixed, pre"] >= found["none, pre"] + 0.04
 
 
 @pytest.mark.slow
-def test_simclrs_run_beats_random_weights(tmp_path):
-    trained, random = knn(train("simclr", tmp_path, "log_every=100"))
-    assert trained >= random + 0.2
+def test_simclrs_run_beats_random_weights(over_seeds, tmp_path):
+    found = over_seeds(lambda seed: learnt(judged_run("simclr", tmp_path, seed)))
+    assert found["gain"].mean() >= 0.2

@@ -92,15 +92,16 @@ class Joined(Sequence):
 
 @dataclass(frozen=True)
 class DigitsConfig:
-    """scikit-learn's 8 x 8 digits, 10 classes; val: of the 1797, a fixed random draw."""
+    """scikit-learn's 8 x 8 digits, 10 classes. val: of the 1797, a random draw. seed: of the draw."""
 
     val: Annotated[int, Range(1, 1796)] = 500
+    seed: Annotated[int, Range(0)] = 0
 
 
 @register("dataset", "digits", config=DigitsConfig)
 def digits_(config: DigitsConfig) -> ImageSource:
     pixels, labels = digits()
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(pixels)))
+    order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(pixels)))
     rows = {"train": order[config.val :], "val": order[: config.val]}
     splits = {
         name: partial(TensorImages, pixels[at], labels[at], [f"digit {i}" for i in at.tolist()]) for name, at in rows.items()
@@ -173,7 +174,7 @@ class DigitsOnPhotosConfig:
 
 @register("dataset", "digits_on_photos", config=DigitsOnPhotosConfig)
 def digits_on_photos(config: DigitsOnPhotosConfig) -> ImageSource:
-    plain = digits_(DigitsConfig(config.val))
+    plain = digits_(DigitsConfig(config.val, config.seed))
     splits = {name: partial(_on_photos, plain.images(name), config, name) for name in plain.splits}
     return ImageSource("digits_on_photos", splits, plain.classes)
 
