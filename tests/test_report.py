@@ -45,6 +45,7 @@ def test_a_report_shows_every_source_and_head(found):
     assert head.split()[-3:] == ["linear", "1-nn", "supervised"] and "40.0 +- 1.0" in trained and "50.0 +- 1.0" in supervised
     assert table({"trained": {}, "random weights": {}}).splitlines()[1].strip() == "trained"  # instances alone
     assert ratios(found["results"])["best nearest neighbour / linear"] == pytest.approx(0.75)
+    assert ratios({"trained": {}, "supervised": found["results"]["supervised"]}) == {}  # labelled training alone
 
 
 @pytest.mark.parametrize(

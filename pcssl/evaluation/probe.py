@@ -190,7 +190,8 @@ class _Run:
             self.instances[name] = _instance_summary(precision)
         summary = {head: _summary([scores(m) for m in matrices], matrices[0]) for head, matrices in found.items()}
         line = ", ".join(f"{head} {100 * s['miou']['mean']:.1f}" for head, s in summary.items() if "/" not in head)
-        self.say(f"probe: {name}: mIoU {line} ({time.monotonic() - begin:.0f} s)")
+        if line:
+            self.say(f"probe: {name}: mIoU {line} ({time.monotonic() - begin:.0f} s)")
         return summary
 
     def _precision(self, cache: FeatureCache, sample: Sample, seed: int, name: str) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
         return source.get(head, {}).get("miou", {}).get("mean", 0.0)
 
     linear, found = miou(trained, "linear"), {}
-    if supervised := miou(results.get("supervised", {}), "supervised"):
+    supervised = miou(results.get("supervised", {}), "supervised")
+    if supervised and linear:
         found["linear / supervised"] = linear / supervised
     nearest = [head for head in trained if head.endswith("-nn")]
     if nearest and linear:
