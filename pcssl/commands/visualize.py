@@ -18,8 +18,8 @@ from pcssl.commands.probe import ProbeJob
 from pcssl.config import load_config
 from pcssl.data import PreparedDataset, Scene, read_scene, write_ply
 from pcssl.errors import UserError
-from pcssl.evaluation import LinearProbe, PointFeatures, load_model
-from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, data_key
+from pcssl.evaluation import LinearProbe, load_model
+from pcssl.evaluation.cache import BackboneFeatures, FeatureCache, data_keys
 from pcssl.evaluation.pretrained import PretrainedModel
 from pcssl.registry import did_you_mean
 from pcssl.sparse import use_engine
@@ -269,13 +269,14 @@ def fit_probe(model: PretrainedModel, data: str, cache: Path) -> tuple[Classes, 
     if source.label is None:
         raise UserError(f"{data} names no labels to fit a probe on; set label and classes of its dataset")
     train, val = source.scenes(job.probe.train_split), source.scenes(job.probe.val_split)
-    features = BackboneFeatures(PointFeatures(model.backbone, model.voxel_size, mode=model.mode))
-    keys = data_key(train, source.label), data_key(val, source.label)
+    features = BackboneFeatures(model.point_features())
+    keys = (data_keys(scenes, source.label, len(source.classes))[1] for scenes in (train, val))
     kept = FeatureCache(cache, features, *keys, job.probe.train_points)
     sample = kept.sample(train, source.label, lambda done, total: None)
     device = next(model.backbone.parameters()).device
     probe = LinearProbe.fit(
-        sample.features, sample.labels, len(source.classes), rows=sample.rows(), epochs=job.probe.epochs, device=device
+        sample.features, sample.labels, len(source.classes), rows=sample.rows(), weights=sample.weight, epochs=job.probe.epochs,
+        device=device,
     )
     return Classes.of(source), probe
 
