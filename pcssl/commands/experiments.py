@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pcssl.commands.probe import write_text
 from pcssl.commands.train import ImageTrainConfig, TrainConfig
-from pcssl.config import Range, dump_yaml, load_config
+from pcssl.config import Range, load_config, to_dict
 from pcssl.errors import UserError
 from pcssl.visualization import bar_chart, save_png
+
+_NO_SETTING = ("output", "seed", "device", "log_every", "checkpoint_every", "monitor_every")
 
 _DESCRIPTION = """\
 Train and probe the configs of a plan, for several seeds, and put their scores into a table and a picture.
@@ -71,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Run what is missing, report after each."""
     plan = load_config(args.plan, Plan, [])
     chosen = _chosen(plan, args.only)
-    keys = {r.name: settings_key(args.plan, plan, r) for r in plan.runs}
-    old = stale(plan, keys)
+    now = {r.name: settings(args.plan, plan, r) for r in plan.runs}
+    old = stale(plan, now)
     if old and not args.report:
         raise UserError(
             f"{', '.join(str(path) for path in old)}: made with other settings than the configs have now, scores would not compare; "
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     failed = []
     for number, (r, seed) in enumerate([] if args.report else todo):
         print(f"experiments: {number + 1} of {len(todo)}: {r.name}, seed {seed}", file=sys.stderr, flush=True)
-        status = _run(plan, args.plan, r, seed, keys[r.name])
+        status = _run(plan, args.plan, r, seed, now[r.name])
         if status == 130:
             print("pcssl experiments: stopped; the same command goes on", file=sys.stderr)
             return 130
@@ -113,19 +114,25 @@ def _folder(plan: Plan, name: str, seed: int) -> Path:
     return Path(plan.output) / name / f"seed{seed}"
 
 
-def settings_key(file: Path, plan: Plan, r: Run) -> str:
-    """Changes with any setting of the run that can change its scores."""
-    config = load_config(file.parent / r.config, TrainConfig | ImageTrainConfig, list(plan.overrides))
-    config = replace(config, output="", seed=0, device="", log_every=1, checkpoint_every=1)
-    return hashlib.sha256(dump_yaml(config).encode()).hexdigest()[:16]
+def settings(file: Path, plan: Plan, r: Run) -> dict[str, Any]:
+    """Every setting of the run that can change its scores, as plain values."""
+    config = to_dict(load_config(file.parent / r.config, TrainConfig | ImageTrainConfig, list(plan.overrides)))
+    return {key: value for key, value in config.items() if key not in _NO_SETTING}
 
 
-def stale(plan: Plan, keys: dict[str, str]) -> list[Path]:
+def same(a: Any, b: Any) -> bool:
+    """Whether all that both know is equal: an option that came later has a default that does as before."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(same(a[key], b[key]) for key in a.keys() & b.keys())
+    return a == b
+
+
+def stale(plan: Plan, now: dict[str, dict[str, Any]]) -> list[Path]:
     """Results that were made with other settings than their configs have now."""
     found = []
     for r in plan.runs:
         for path in sorted(Path(plan.results).glob(f"{r.name}_seed*.json")):
-            if json.loads(path.read_text()).get("settings") != keys[r.name]:
+            if not same(json.loads(path.read_text())["settings"], json.loads(json.dumps(now[r.name]))):
                 found.append(path)
     return found
 
@@ -141,7 +148,7 @@ def _command(plan: Plan, file: Path, r: Run, seed: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _run(plan: Plan, file: Path, r: Run, seed: int, key: str) -> int:
+def _run(plan: Plan, file: Path, r: Run, seed: int, now: dict[str, Any]) -> int:
     folder = _folder(plan, r.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
@@ -158,12 +165,13 @@ def _run(plan: Plan, file: Path, r: Run, seed: int, key: str) -> int:
         raise UserError(f"{r.name} seed {seed} has no results.json in {folder}; set probe.after_training in {r.config} or in `overrides`")
     found = json.loads((folder / "results.json").read_text())
     kept = {
-        "run": r.name, "seed": seed, "settings": key, "minutes": round((time.monotonic() - begin) / 60, 1),
+        "run": r.name, "seed": seed, "minutes": round((time.monotonic() - begin) / 60, 1),
         "protocol": found["protocol"], "fingerprint": found["data"]["fingerprint"], "machine": found["machine"],
         "results": {
             source: {head: {"miou": s["miou"]["mean"], "macc": s["macc"]["mean"]} for head, s in heads.items()}
             for source, heads in found["results"].items()
         },
+        "settings": now,
     }  # fmt: skip
     write_text(result_path(plan, r.name, seed), json.dumps(kept, indent=1) + "\n")
     return 0
