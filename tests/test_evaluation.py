@@ -257,6 +257,7 @@ def test_a_draw_from_a_sample_is_as_likely_as_the_points_stand_for(count, margin
     assert float((weight[kept] == 4).float().mean()) == pytest.approx(0.8, abs=margin)
     even = rows[weight == 4][:300]
     assert torch.equal(sample.draw(even, 500, 0).sort().values, even)
+    assert len(sample.draw(even[:0], 500, 0)) == 0
 
 
 def test_a_draw_bears_a_few_rows_that_stand_for_very_many_points():

@@ -66,6 +66,8 @@ class Sample:
         A row is drawn once at most, so many rows cannot be class-blind: those of large classes would all be taken and the rest filled
         with rare ones. The count is cut so that at most a tenth of the points stand behind rows that should come more than once.
         """
+        if not len(rows):
+            return rows
         rng = torch.Generator().manual_seed(seed)
         order = rows[torch.randperm(len(rows), generator=rng)]
         weight = self.weight[order].double()

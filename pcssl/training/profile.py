@@ -29,8 +29,8 @@ _BACKWARD = "autograd::engine::evaluate_function"
 @dataclass(frozen=True)
 class StepProfile:
     """seconds: median a stage. kinds: seconds of self time a kind of work, forward and backward together.
-    watching: seconds that health metrics add to a step that is logged. saved: bytes that autograd keeps for the backward pass of a batch of `counted` voxels. flops: of the matrix
-    products, convolutions and attention of its step.
+    watching: seconds that health metrics add to a step that is logged. saved: bytes that autograd keeps for the backward
+    pass of a batch of `counted` voxels. flops: of the matrix products, convolutions and attention of its step.
     """
 
     voxels: float
