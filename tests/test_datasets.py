@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import math
+import threading
+import time
 
 import pytest
 from test_msm import room
 from test_training import config
 
 from pcssl.commands.probe import group_scores, probe_and_report
+from pcssl.data.datasets import RoomsConfig, rooms
 from pcssl.data.limited import Limit
+from pcssl.data.manifest import alone
 from pcssl.data.preparation import save_scene
 from pcssl.evaluation import ProbeConfig
 from pcssl.registry import create
@@ -50,3 +54,18 @@ def test_scannet_has_two_benchmarks(tmp_path):
         200,
         ["head", "common", "tail"],
     )
+
+
+def test_two_runs_that_begin_at_once_make_the_rooms_once(tmp_path, capfd):
+    made = []
+    run = threading.Thread(target=lambda: made.append(rooms(RoomsConfig(root=str(tmp_path), scenes=2, val=1))), daemon=True)
+    with alone(tmp_path):
+        run.start()
+        said = ""
+        while run.is_alive() and "waiting" not in said:
+            time.sleep(0.01)
+            said += capfd.readouterr().err
+        assert f"{tmp_path}: another run is preparing here; waiting for it" in said
+        assert not (tmp_path / "raw").exists()
+    run.join()
+    assert len(made[0].scenes("train")) == len(made[0].scenes("val")) == 1

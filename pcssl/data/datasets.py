@@ -14,7 +14,7 @@ from pcssl.config import Range
 from pcssl.data.layouts import arkitscenes, matterport3d, s3dis, scannetpp, structured3d
 from pcssl.data.layouts.scannet import find_scannet
 from pcssl.data.limited import Limit, LimitedScenes
-from pcssl.data.manifest import has_manifest
+from pcssl.data.manifest import alone, has_manifest
 from pcssl.data.preparation import prepare
 from pcssl.data.prepared import PreparedDataset
 from pcssl.data.rooms import generate_rooms
@@ -218,9 +218,10 @@ class RoomsConfig:
 @register("dataset", "rooms", config=RoomsConfig)
 def rooms(config: RoomsConfig) -> SceneSource:
     root, workers = Path(config.root), os.cpu_count() or 1
-    # Both steps skip what is there, and refuse a folder made with other settings.
-    generate_rooms(root / "raw", scenes=config.scenes, val=config.val, seed=config.seed, workers=workers)
-    summary = prepare(find_scannet(root / "raw"), root, workers=workers, overwrite=not has_manifest(root))
+    with alone(root):  # several runs may begin at once
+        # Both steps skip what is there, and refuse a folder made with other settings.
+        generate_rooms(root / "raw", scenes=config.scenes, val=config.val, seed=config.seed, workers=workers)
+        summary = prepare(find_scannet(root / "raw"), root, workers=workers, overwrite=not has_manifest(root))
     if summary.failed:
         raise UserError(f"{root}: {len(summary.failed)} generated rooms could not be prepared; remove the folder")
     return SceneSource(root, "segment20", SCANNET20_NAMES, SCANNET20_COLORS)
