@@ -31,6 +31,7 @@ from pcssl.evaluation import (
 )
 from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_keys, half, weights_key
 from pcssl.evaluation.features import sample_points
+from pcssl.evaluation.instances import InstanceProbe
 from pcssl.evaluation.probe import FittedHead, _in_memory, few_labels
 from pcssl.models import HUNet
 from pcssl.sparse import available_engines, use_engine
@@ -438,15 +439,6 @@ def test_matching_is_the_best_of_all():
 
 
 def test_instances_of_all_sources(model):
-    class WithInstances(Source):
-        classes = ("floor", "chair", "table")
-
-        def scenes(self, split):
-            found = super().scenes(split)
-            for scene in found:
-                scene.instance = scene.labels["segment20"].clone()
-            return found
-
     settings = ProbeConfig(heads=("linear", "instances"), train_points=200, seeds=2, epochs=2, instance_radius=0.3)
     found = probe(model, WithInstances(), settings, report=lambda line: None)["instances"]
     assert set(found) == {"trained", "random weights", "input features"} and set(found["trained"]["classes"]) == {"chair", "table"}
@@ -454,6 +446,66 @@ def test_instances_of_all_sources(model):
     assert found["input features"]["ap50"]["mean"] > 0.9
     with pytest.raises(UserError, match="no instances"):
         probe(model, Source(), settings)
+
+
+def test_heads_that_are_scored_are_not_fitted_again(model, tmp_path, monkeypatch):
+    """A stopped run goes on after its last group of heads; another number of epochs is scored anew."""
+    monkeypatch.setattr(sys.modules["pcssl.evaluation.probe"], "HELD", 1)
+    fitted, limit = [], 3
+
+    def count(kind):
+        fit = kind.fit
+
+        def counted(*args, **kwargs):
+            if len(fitted) == limit:
+                raise KeyboardInterrupt
+            fitted.append(kind)
+            return fit(*args, **kwargs)
+
+        monkeypatch.setattr(kind, "fit", counted)
+
+    for kind in (LinearProbe, NearestNeighborProbe, KMeans, InstanceProbe):
+        count(kind)
+
+    def run(folder, predictions=None, **changes):
+        fitted.clear()
+        settings = {"heads": ("linear", "nn", "clusters", "instances"), "train_points": 100, "epochs": 2, "seeds": 2, "levels": True}
+        config = ProbeConfig(**settings | changes)
+        return probe(model, WithInstances(), config, cache=tmp_path / folder, report=lambda line: None, predictions=predictions)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("a")
+    limit = None
+    whole, total = run("b"), len(fitted)
+    assert run("a") == whole and total - 3 <= len(fitted) < total
+    assert run("a") == whole and not fitted
+    shown = {0: None}
+    assert run("a", shown) == whole and shown[0] is not None and fitted == [LinearProbe]
+    run("a", epochs=3)
+    assert len(fitted) == total
+
+
+def test_views_of_a_scene_are_averaged(model, tmp_path):
+    """The column beside the single pass, against probabilities averaged here."""
+    data, config = Source(), ProbeConfig(heads=("linear",), train_points=100, epochs=20, seeds=1, views=3)
+    found = probe(model, data, config, cache=tmp_path, report=lambda line: None)["results"]
+    assert all(list(heads) == ["linear", "linear, 3 views"] for heads in found.values())
+    one = probe(model, data, replace(config, views=1), report=lambda line: None)["results"]
+    assert one["trained"]["linear"] == found["trained"]["linear"]
+
+    train, (scene,) = data.scenes("train"), data.scenes("val")
+    source, keys = BackboneFeatures(model.point_features()), [data_keys(x, data.label, 3)[1] for x in (train, [scene])]
+    sample = FeatureCache(tmp_path, source, *keys, 100).sample(train, data.label, print)
+    head = LinearProbe.fit(sample.features, sample.labels, 3, rows=sample.rows(), weights=sample.weight, epochs=20)
+    mean = 0
+    for angle in (0, 2 * math.pi / 3, 4 * math.pi / 3):
+        turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+        turned = replace(scene, coord=scene.coord @ turn.T, normal=scene.normal @ turn.T)
+        mean = mean + head.probability(model.extract(turned).features)
+    counts = confusion_matrix(mean.argmax(1), scene.labels["segment20"], 3)
+    kept = torch.tensor(found["trained"]["linear, 3 views"]["confusion"])
+    assert int((counts - kept).abs().sum()) <= 2 * 4  # the first view comes in float16 from the cache
+    assert int((kept - torch.tensor(found["trained"]["linear"]["confusion"])).abs().sum()) > 0
 
 
 def test_each_level_alone_and_left_out(model):
@@ -483,6 +535,18 @@ class Source:
         found = [room(i, 400) for i in ((0, 1, 2) if split == "train" else (3,))]
         for scene in found:
             scene.labels["segment20"] = (2 - scene.normal.argmax(1)).int()
+        return found
+
+
+class WithInstances(Source):
+    """Each surface is one instance."""
+
+    classes = ("floor", "chair", "table")
+
+    def scenes(self, split):
+        found = super().scenes(split)
+        for scene in found:
+            scene.instance = scene.labels["segment20"].clone()
         return found
 
 
@@ -570,7 +634,7 @@ def test_heads_are_scored_in_groups_that_fit_in_memory(model, monkeypatch):
     shown: dict = {0: None, 9: None}
     together = probe(model, data, config, report=print, predictions=shown)["results"]
     monkeypatch.setattr(sys.modules["pcssl.evaluation.probe"], "HELD", 1)
-    groups = list(_in_memory(iter([FittedHead(("a",), list, size=1), FittedHead(("b",), list), FittedHead(("c",), list, size=5)])))
+    groups = list(_in_memory(iter([FittedHead(("a",), 0, list, size=1), FittedHead(("b",), 0, list), FittedHead(("c",), 0, list, size=5)])))
     assert [[head.names[0] for head in group] for group in groups] == [["a", "b"], ["c"]]
     assert probe(model, data, config, report=print)["results"] == together
     scene = data.scenes("val")[0]

@@ -95,11 +95,12 @@ def test_a_run_from_weights_that_do_not_fit(tmp_path, scenes, pretrained):
 
 
 def test_probe_reports_the_ceilings_and_keeps_their_runs(tmp_path, pretrained):
-    settings = ProbeConfig(heads=("linear", "supervised", "finetune"), train_points=100, epochs=2, seeds=2, floors=False)
+    settings = ProbeConfig(heads=("linear", "supervised", "finetune"), train_points=100, epochs=2, seeds=2, floors=False, views=2)
     arguments = {"cache": tmp_path, "report": lambda line: None}
     found = probe(load_model(pretrained), Source(), settings, checkpoint=pretrained, **arguments)["results"]
     assert set(found) == {"trained", "supervised", "finetune"}
     assert len(found["supervised"]["supervised"]["miou"]["runs"]) == 2
+    assert set(found["finetune"]) == {"finetune", "finetune, 2 views"}
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("supervised-*/checkpoint.pt")}
     assert len(times) == 2
     again = probe(load_model(pretrained), Source(), settings, checkpoint=pretrained, **arguments)["results"]

@@ -3,6 +3,7 @@
     FOLDER/<key>/sample/{features,labels,coord,offset,scene,even,weight}.npy   rows of sampled points, scene after scene
     FOLDER/<key>/sample/meta.json                                       how many: it is written last
     FOLDER/<key>/scenes/<number>.npz                                    the levels of whole scenes
+    FOLDER/<key>/scores/<key>.json                                      what a head was scored with
 
 Of the scenes that heads are fitted on, a fixed sample of points is kept; of the scenes they are
 scored on, every level on its voxels, from which features of all points are read again.
@@ -89,6 +90,9 @@ class InputFeatures:
     def sample(self, scene: Scene, rows: Tensor) -> Tensor:
         return point_inputs(scene)[rows]
 
+    def chunks(self, scene: Scene) -> Iterator[tuple[slice, Tensor]]:
+        yield slice(0, len(scene)), point_inputs(scene)
+
 
 class BackboneFeatures:
     """Multi-resolution features of a backbone as a source. channels: of each level."""
@@ -102,6 +106,9 @@ class BackboneFeatures:
         levels = self.features.encode(scene)
         coord = scene.coord[rows]
         return torch.cat([values.cpu() for _, values in levels.chunks(coord)]) if len(rows) else torch.zeros(0, sum(self.channels))
+
+    def chunks(self, scene: Scene) -> Iterator[tuple[slice, Tensor]]:
+        return self.features.encode(scene).chunks(scene.coord)
 
 
 def weights_key(module: nn.Module, *settings: Any) -> str:
@@ -215,13 +222,27 @@ class FeatureCache:
     def chunks(self, scene: Scene, number: int) -> Iterator[tuple[slice, Tensor]]:
         """(rows, features) over all points of a scene that is scored; `number` names it in the cache."""
         if isinstance(self.source, InputFeatures):
-            yield slice(0, len(scene)), point_inputs(scene)
+            yield from self.source.chunks(scene)
             return
         path = self.folder / "scenes" / f"{number}.npz"
         if not path.exists():
             levels = self.source.features.encode(scene)
             _save(path, lambda file: np.savez(file, **pack_levels(levels, scene.name)))
         yield from unpack_levels(path, self.source.features.mode).chunks(scene.coord)
+
+    def score(self, key: str) -> Any:
+        """What `keep_score` was given under this key, None if nothing."""
+        path = self._score_file(key)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def keep_score(self, key: str, value: Any) -> None:
+        """value: anything that JSON holds."""
+        path = self._score_file(key)
+        path.parent.mkdir(exist_ok=True)
+        _save(path, lambda file: file.write(json.dumps(value).encode()))
+
+    def _score_file(self, key: str) -> Path:
+        return self.folder / "scores" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
 
 
 def represented(label: Tensor, rows: Tensor, by_class: bool = True) -> Tensor:

@@ -73,6 +73,11 @@ class SupervisedModel:
         """(n, D) features -> (n,) classes."""
         return self.head(features).argmax(1).cpu()
 
+    @torch.no_grad()
+    def probability(self, features: Tensor) -> Tensor:
+        """(n, D) features -> (n, classes)."""
+        return self.head(features).softmax(1)
+
 
 def load_supervised(path: str | Path, device: torch.device | str = "cpu") -> SupervisedModel:
     """A checkpoint of the `supervised` objective."""

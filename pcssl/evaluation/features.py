@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from pcssl.data.inputs import INPUTS
 from pcssl.data.scene import Scene
+from pcssl.data.transforms import turned
 from pcssl.data.views import Points, grid_shift, voxel_view
 from pcssl.sparse import SparseTensor
 
@@ -105,6 +107,14 @@ class PointFeatures:
     def __call__(self, scene: Scene) -> Tensor:
         """(N, D) float32 features of all points, on the CPU."""
         return torch.cat([features.cpu() for _, features in self.chunks(scene)])
+
+
+def turn_scene(scene: Scene, angle: float) -> Scene:
+    """The scene and its normals turned about the vertical axis. angle: radians."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    matrix = torch.tensor([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    normal = None if scene.normal is None else turned(scene.normal, matrix)
+    return replace(scene, coord=turned(scene.coord, matrix), normal=normal)
 
 
 def point_inputs(scene: Scene) -> Tensor:

@@ -96,8 +96,15 @@ class LinearProbe:
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
-        features = features.to(self.mean.device)
-        return self.layer((features - self.mean) / self.std).argmax(1).cpu()
+        return self._logits(features).argmax(1).cpu()
+
+    @torch.no_grad()
+    def probability(self, features: Tensor) -> Tensor:
+        """(N, D) features -> (N, classes)."""
+        return self._logits(features).softmax(1)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return self.layer((features.to(self.mean.device) - self.mean) / self.std)
 
 
 def _statistics(take: Callable[[Tensor], Tensor], rows: Tensor, block: int = 65_536) -> tuple[Tensor, Tensor]:

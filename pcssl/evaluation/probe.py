@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
@@ -21,9 +22,10 @@ from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, InputFeatures, Sample, data_keys, file_key
 from pcssl.evaluation.ceilings import train_with_labels
+from pcssl.evaluation.features import turn_scene
 from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
-from pcssl.evaluation.metrics import Scores, confusion_matrix, scores
+from pcssl.evaluation.metrics import confusion_matrix, scores
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.pretrained import PretrainedModel
 from pcssl.training import load_checkpoint
@@ -54,6 +56,8 @@ class ProbeConfig:
     few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels; another part for
         each seed, of the points out of 200 that all seeds share.
     instance_radius: metres within which points of an instance touch.
+    views: of test-time augmentation: with more than 1 the linear head, and networks trained with labels, are scored a
+        second time, with probabilities averaged over so many turns of the scene about the vertical axis.
     levels: also each level alone and all without it, for the trained features (linear).
     floors: also random weights and input features.
     seeds: for the heads, their draws and the random weights; scores are mean and standard deviation over them.
@@ -69,6 +73,7 @@ class ProbeConfig:
     few_scenes: tuple[Part, ...] = (0.01, 0.05, 0.1, 0.2)
     few_points: tuple[Annotated[int, Range(1, EVEN)], ...] = (20, 50, 100, 200)
     instance_radius: Annotated[float, Range(0, low_open=True)] = 0.04
+    views: Count = 1
     levels: bool = False
     floors: bool = True
     epochs: Count = 30
@@ -143,15 +148,27 @@ def _labelled(data: SceneSource, split: str) -> Sequence[Scene]:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """names: of what `predict` returns for (n, D) features, a list of (n,) predictions.
+    """names: of what `predict` returns for (n, D) features, a list of (n,) predictions. seed: it was fitted with.
     columns: features it takes, None = all. sampled: scored on `val_points` only. size: numbers that it holds.
+    probability: (n, D) features -> (n, classes), of a head that is scored over several views as well; that one is its last name.
     """
 
     names: tuple[str, ...]
+    seed: int
     predict: Callable[[Tensor], list[Tensor]]
     columns: Tensor | None = None
     sampled: bool = False
     size: int = 0
+    probability: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class PlannedHead:
+    """What `fit` will return, before the work."""
+
+    names: tuple[str, ...]
+    seed: int
+    fit: Callable[[], FittedHead]
 
 
 class _Run:
@@ -171,28 +188,48 @@ class _Run:
         self.fingerprint = "".join(key[:16] for key in said)
 
     def score(self, name: str, sources: list, levels: bool = False) -> dict[str, Any]:
-        """All heads and seeds on a source; several sources take the seeds in turn."""
+        """All heads and seeds on a source; several sources take the seeds in turn. What the cache has of them is taken from there."""
         begin = time.monotonic()
-        found: dict[str, list[Tensor]] = {}
-        precision: list[dict[str, Any]] = []
+        found: dict[str, dict[int, Tensor]] = {}
+        precision: dict[int, dict[str, Any]] = {}
         for i, source in enumerate(sources):
             cache = FeatureCache(self.folder, source, self.train_key, self.val_key, self.config.train_points)
             sample = cache.sample(self.train, self.data.label, _progress(f"{name}: features of training scenes"))
             seeds = range(i, self.config.seeds, len(sources))
-            channels = source.channels if levels else ()
-            fitted = (fit_heads(sample, self.classes, self.config, seed, self.device, channels) for seed in seeds)
-            for heads in _in_memory(chain.from_iterable(fitted)):
-                for head, matrix in self._confusions(cache, heads, name):
-                    found.setdefault(head, []).append(matrix)
-            if "instances" in self.config.heads:
-                precision += [self._precision(cache, sample, seed, name) for seed in seeds]
+            missing: list[PlannedHead] = []
+            for planned in chain.from_iterable(self._planned(sample, seed, source.channels if levels else ()) for seed in seeds):
+                kept = {title: cache.score(self._key(title, planned.seed)) for title in planned.names}
+                for title, matrix in kept.items():
+                    found.setdefault(title, {}).update({} if matrix is None else {planned.seed: torch.tensor(matrix)})
+                if None in kept.values() or (planned.names[0] == "linear" and planned.seed == 0 and self._unpictured()):
+                    missing.append(planned)
+            for heads in _in_memory(planned.fit() for planned in missing):
+                for head, title, matrix in self._confusions(cache, heads, name):
+                    cache.keep_score(self._key(title, head.seed), matrix.tolist())
+                    found[title][head.seed] = matrix
+            for seed in seeds if "instances" in self.config.heads else ():
+                key = self._key("instances", seed)
+                precision[seed] = cache.score(key) or self._precision(cache, sample, seed, name)
+                cache.keep_score(key, precision[seed])
         if precision:
-            self.instances[name] = _instance_summary(precision)
-        summary = {head: _summary([scores(m) for m in matrices], matrices[0]) for head, matrices in found.items()}
+            self.instances[name] = _instance_summary([precision[seed] for seed in sorted(precision)])
+        summary = {head: _summary([matrices[seed] for seed in sorted(matrices)]) for head, matrices in found.items()}
         line = ", ".join(f"{head} {100 * s['miou']['mean']:.1f}" for head, s in summary.items() if "/" not in head)
         if line:
             self.say(f"probe: {name}: mIoU {line} ({time.monotonic() - begin:.0f} s)")
         return summary
+
+    def _planned(self, sample: Sample, seed: int, channels: Sequence[int]) -> Iterator[PlannedHead]:
+        return plan_heads(sample, self.classes, self.config, seed, self.device, channels)
+
+    def _key(self, title: str, seed: int) -> str:
+        """Of a score, among those of the same features: whatever it depends on."""
+        config = self.config
+        settings = (config.val_points, config.database, config.epochs, config.instance_radius)
+        return repr((PROTOCOL_VERSION, self.classes, title, seed, settings))
+
+    def _unpictured(self) -> bool:
+        return any(kept is None and number < len(self.val) for number, kept in self.predictions.items())
 
     def _precision(self, cache: FeatureCache, sample: Sample, seed: int, name: str) -> dict[str, Any]:
         """Average precision of one seed's heads over all val scenes."""
@@ -213,19 +250,22 @@ class _Run:
 
     def with_labels(self, kind: str, checkpoint: str | Path) -> dict[str, Any]:
         """The head of a network that was trained with the labels, a run a seed."""
-        begin, found = time.monotonic(), []
+        begin, found = time.monotonic(), {}
         for seed in range(self.config.seeds):
             where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key}-{seed}"
             trained = train_with_labels(checkpoint, kind, self.train, self.data.label, self.classes, where, seed, self.device)
             cache = FeatureCache(self.folder, _source(trained.model), self.train_key, self.val_key, self.config.train_points)
-            head = FittedHead((kind,), lambda x, trained=trained: [trained.predict(x)])
-            found += [matrix for _, matrix in self._confusions(cache, [head], kind)]
-        self.say(f"probe: {kind}: mIoU {100 * scores(found[0]).miou:.1f} ({time.monotonic() - begin:.0f} s)")
-        return {kind: _summary([scores(m) for m in found], found[0])}
+            several = trained.probability if self.config.views > 1 else None
+            head = FittedHead(titles(kind, self.config), seed, lambda x, trained=trained: [trained.predict(x)], probability=several)
+            for _, title, matrix in self._confusions(cache, [head], kind):
+                found.setdefault(title, []).append(matrix)
+        self.say(f"probe: {kind}: mIoU {100 * scores(found[kind][0]).miou:.1f} ({time.monotonic() - begin:.0f} s)")
+        return {title: _summary(matrices) for title, matrices in found.items()}
 
-    def _confusions(self, cache: FeatureCache, heads: list[FittedHead], name: str) -> Iterator[tuple[str, Tensor]]:
+    def _confusions(self, cache: FeatureCache, heads: list[FittedHead], name: str) -> Iterator[tuple[FittedHead, str, Tensor]]:
         """Per head and prediction its confusion matrix over all val scenes, which are read once."""
-        pictured = next((head for head in heads if head.names == ("linear",)), None)
+        pictured = next((head for head in heads if head.names[0] == "linear"), None)
+        several = [i for i, head in enumerate(heads) if head.probability]
         counts = [[torch.zeros(self.classes, self.classes, dtype=torch.int64) for _ in head.names] for head in heads]
         progress = _progress(f"{name}: scoring")
         for number in range(len(self.val)):
@@ -245,10 +285,23 @@ class _Run:
                             drawn[part] = predicted.to(drawn.dtype)
             if drawn is not None:
                 self.predictions[number] = drawn
+            for i, predicted in zip(several, self._over_views(cache, scene, number, [heads[i] for i in several])):
+                counts[i][-1] += confusion_matrix(predicted, label, self.classes)
             progress(number + 1, len(self.val))
         for head, matrices in zip(heads, counts):
             for title, matrix in zip(head.names, matrices):
-                yield title, _matched(matrix) if title == "clusters" else matrix
+                yield head, title, _matched(matrix) if title == "clusters" else matrix
+
+
+    def _over_views(self, cache: FeatureCache, scene: Scene, number: int, heads: list[FittedHead]) -> list[Tensor]:
+        """Per head (N,) classes, the most probable ones on average over turns of the scene."""
+        total = [torch.zeros(len(scene), self.classes) for _ in heads]
+        for view in range(self.config.views if heads else 0):
+            scene_turned = turn_scene(scene, 2 * math.pi * view / self.config.views)
+            for part, values in cache.source.chunks(scene_turned) if view else cache.chunks(scene, number):
+                for kept, head in zip(total, heads):
+                    kept[part] += head.probability(values.to(self.device)).cpu()
+        return [kept.argmax(1) for kept in total]
 
 
 def _in_memory(heads: Iterator[FittedHead]) -> Iterator[list[FittedHead]]:
@@ -276,24 +329,44 @@ def _matched(counts: Tensor) -> Tensor:
     return torch.zeros_like(counts).index_add_(1, match, counts)
 
 
-def fit_heads(
+def titles(head: str, config: ProbeConfig) -> tuple[str, ...]:
+    """Of a head's scores: in one pass, and over several views."""
+    return (head,) if config.views == 1 else (head, f"{head}, {config.views} views")
+
+
+def plan_heads(
     sample: Sample, classes: int, config: ProbeConfig, seed: int, device: torch.device | str, channels: Sequence[int] = ()
-) -> Iterator[FittedHead]:
-    """The heads of a config for one seed, one after another. channels: of the levels, for the study of each alone and without."""
+) -> Iterator[PlannedHead]:
+    """The heads of a config for one seed, none fitted yet. channels: of the levels, for the study of each alone and without."""
     aware = sample.rows()
 
-    def linear(name: str, rows: Tensor, columns: Tensor | None = None) -> FittedHead:
-        fitted = LinearProbe.fit(
-            sample.features, sample.labels, classes, rows=rows, columns=columns, weights=sample.weight, epochs=config.epochs,
-            seed=seed, device=device,
-        )
-        return FittedHead((name,), lambda x: [fitted(x)], columns)
+    def linear(name: str, rows: Tensor, columns: Tensor | None = None) -> PlannedHead:
+        names = titles(name, config) if name == "linear" else (name,)
 
-    def nearest(suffix: str, rows: Tensor, ks: tuple[int, ...]) -> FittedHead:
-        kept = sample.draw(rows, config.database, seed)
-        fitted = NearestNeighborProbe.fit(sample.features[kept].float(), sample.labels[kept], classes, whiten=True, device=device)
+        def fit() -> FittedHead:
+            fitted = LinearProbe.fit(
+                sample.features, sample.labels, classes, rows=rows, columns=columns, weights=sample.weight, epochs=config.epochs,
+                seed=seed, device=device,
+            )  # fmt: skip
+            several = fitted.probability if len(names) > 1 else None
+            return FittedHead(names, seed, lambda x: [fitted(x)], columns, probability=several)
+
+        return PlannedHead(names, seed, fit)
+
+    def nearest(suffix: str, rows: Tensor, ks: tuple[int, ...]) -> PlannedHead:
         names = tuple(f"{k}-nn{suffix}" for k in ks)
-        return FittedHead(names, lambda x: fitted(x, ks), sampled=True, size=fitted.database.numel())
+
+        def fit() -> FittedHead:
+            kept = sample.draw(rows, config.database, seed)
+            fitted = NearestNeighborProbe.fit(sample.features[kept].float(), sample.labels[kept], classes, whiten=True, device=device)
+            return FittedHead(names, seed, lambda x: fitted(x, ks), sampled=True, size=fitted.database.numel())
+
+        return PlannedHead(names, seed, fit)
+
+    def clusters() -> FittedHead:
+        kept = sample.draw(aware, 50_000, seed)
+        fitted = KMeans.fit(sample.features[kept], classes, seed=seed, device=device)
+        return FittedHead(("clusters",), seed, lambda x: [fitted(x)])
 
     if "linear" in config.heads:
         yield linear("linear", aware)
@@ -304,9 +377,7 @@ def fit_heads(
             yield linear(f"linear/{suffix}", rows)
             yield nearest(f"/{suffix}", rows, config.neighbors[:1])
     if "clusters" in config.heads:
-        kept = sample.draw(aware, 50_000, seed)
-        clusters = KMeans.fit(sample.features[kept], classes, seed=seed, device=device)
-        yield FittedHead(("clusters",), lambda x: [clusters(x)])
+        yield PlannedHead(("clusters",), seed, clusters)
     ends = [sum(channels[: i + 1]) for i in range(len(channels))]
     for i, end in enumerate(ends):
         every, own = torch.arange(ends[-1]), torch.arange(end - channels[i], end)
@@ -343,14 +414,15 @@ def asked_points(label: Tensor, count: int, number: int) -> Tensor:
     return asked
 
 
-def _summary(runs: list[Scores], confusion: Tensor) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _summary(matrices: list[Tensor]) -> dict[str, Any]:
+    """Of the confusion matrices of all seeds."""
+    runs, out = [scores(matrix) for matrix in matrices], {}
     for key in ("miou", "macc", "oacc"):
         values = torch.tensor([getattr(run, key) for run in runs], dtype=torch.float64)
         out[key] = {"mean": float(values.mean()), "std": float(values.std(correction=0)), "runs": values.tolist()}
     iou = torch.tensor([run.iou for run in runs], dtype=torch.float64).nanmean(0)
     out["iou"] = [None if torch.isnan(v) else float(v) for v in iou]
-    out["confusion"] = confusion.tolist()
+    out["confusion"] = matrices[0].tolist()
     return out
 
 

@@ -87,7 +87,10 @@ def markdown(found: dict[str, Any]) -> str:
             parts += [f"## {title}", _turned(heads, results)]
     if "instances" in found:
         parts += ["## Instances", "Average precision in percent, as ScanNet's benchmark defines it.", instance_table(found["instances"])]
-    parts += ["## Classes", "IoU of the linear probe in percent.", _classes(data["classes"], results)]
+    with_classes = {s: heads[h]["iou"] for s, heads in results.items() for h in ("linear", "supervised", "finetune") if h in heads}
+    if with_classes:
+        title = "IoU in percent: of the linear probe, and of networks trained with labels."
+        parts += ["## Classes", title, _classes(data["classes"], with_classes)]
     parts += ["## Protocol", "\n".join(f"- {key}: {value}" for key, value in found["protocol"].items())]
     parts.append("\n".join(f"- {key}: {value}" for key, value in found.get("machine", {}).items()))
     return "\n\n".join(parts) + "\n"
@@ -121,8 +124,7 @@ def _turned(heads: list[str], results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _classes(classes: list[str], results: dict[str, Any]) -> str:
-    columns = {s: scores[h]["iou"] for s, scores in results.items() for h in ("linear", "supervised") if h in scores}
+def _classes(classes: list[str], columns: dict[str, list[float | None]]) -> str:
     lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for i, name in enumerate(classes):
         cells = ("-" if iou[i] is None else f"{100 * iou[i]:.1f}" for iou in columns.values())
