@@ -32,7 +32,7 @@ from pcssl.evaluation import (
 from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_keys, half, weights_key
 from pcssl.evaluation.features import sample_points
 from pcssl.evaluation.instances import InstanceProbe
-from pcssl.evaluation.probe import FittedHead, _in_memory, few_labels
+from pcssl.evaluation.probe import FittedHead, _together, few_labels
 from pcssl.models import HUNet
 from pcssl.sparse import available_engines, use_engine
 from pcssl.sparse.engine import _engines
@@ -450,7 +450,7 @@ def test_instances_of_all_sources(model):
 
 def test_heads_that_are_scored_are_not_fitted_again(model, tmp_path, monkeypatch):
     """A stopped run goes on after its last group of heads; another number of epochs is scored anew."""
-    monkeypatch.setattr(sys.modules["pcssl.evaluation.probe"], "HELD", 1)
+    monkeypatch.setattr(sys.modules["pcssl.evaluation.probe"], "UNSCORED", 0)
     fitted, limit = [], 3
 
     def count(kind):
@@ -634,7 +634,7 @@ def test_heads_are_scored_in_groups_that_fit_in_memory(model, monkeypatch):
     shown: dict = {0: None, 9: None}
     together = probe(model, data, config, report=print, predictions=shown)["results"]
     monkeypatch.setattr(sys.modules["pcssl.evaluation.probe"], "HELD", 1)
-    groups = list(_in_memory(iter([FittedHead(("a",), 0, list, size=1), FittedHead(("b",), 0, list), FittedHead(("c",), 0, list, size=5)])))
+    groups = list(_together(iter([FittedHead(("a",), 0, list, size=1), FittedHead(("b",), 0, list), FittedHead(("c",), 0, list, size=5)])))
     assert [[head.names[0] for head in group] for group in groups] == [["a", "b"], ["c"]]
     assert probe(model, data, config, report=print)["results"] == together
     scene = data.scenes("val")[0]

@@ -35,6 +35,7 @@ from pcssl.training import load_checkpoint
 PROTOCOL_VERSION = 3
 
 HELD = 300_000_000  # numbers of all heads that are scored together: 1.2 GB
+UNSCORED = 300  # seconds of fitting that a stopped run may lose
 
 Count = Annotated[int, Range(1)]
 Part = Annotated[float, Range(0, 1, low_open=True)]
@@ -203,7 +204,7 @@ class _Run:
                     found.setdefault(title, {}).update({} if matrix is None else {planned.seed: torch.tensor(matrix)})
                 if None in kept.values() or (planned.names[0] == "linear" and planned.seed == 0 and self._unpictured()):
                     missing.append(planned)
-            for heads in _in_memory(planned.fit() for planned in missing):
+            for heads in _together(planned.fit() for planned in missing):
                 for head, title, matrix in self._confusions(cache, heads, name):
                     cache.keep_score(self._key(title, head.seed), matrix.tolist())
                     found[title][head.seed] = matrix
@@ -304,14 +305,20 @@ class _Run:
         return [kept.argmax(1) for kept in total]
 
 
-def _in_memory(heads: Iterator[FittedHead]) -> Iterator[list[FittedHead]]:
-    """Groups of heads that hold at most HELD numbers together, or one alone: a group is scored while the next does not exist."""
+def _together(heads: Iterator[FittedHead]) -> Iterator[list[FittedHead]]:
+    """Groups of heads that hold at most HELD numbers together, or one alone, and were fitted within about UNSCORED seconds:
+    a group is scored while the next does not exist.
+    """
     group: list[FittedHead] = []
+    begin = time.monotonic()
     for head in heads:
         if group and sum(h.size for h in group) + head.size > HELD:
             yield group
-            group = []
+            group, begin = [], time.monotonic()
         group.append(head)
+        if time.monotonic() - begin > UNSCORED:
+            yield group
+            group, begin = [], time.monotonic()
     if group:
         yield group
 
