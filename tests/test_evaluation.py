@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -639,3 +640,17 @@ def test_heads_are_scored_in_groups_that_fit_in_memory(model, monkeypatch):
     assert probe(model, data, config, report=print)["results"] == together
     scene = data.scenes("val")[0]
     assert shown[0].shape == (len(scene),) and len(shown[0].unique()) > 1 and shown[9] is None
+
+
+@pytest.mark.gpu
+def test_a_gpu_scores_as_the_cpu_does(model):
+    """Every head of the protocol, grouping included."""
+    heads = ("linear", "nn", "few", "clusters", "instances")
+    config = ProbeConfig(heads=heads, train_points=200, seeds=1, epochs=20, instance_radius=0.3, views=2)
+    on_cpu = probe(model, WithInstances(), config, report=print)
+    on_gpu = probe(replace(model, backbone=deepcopy(model.backbone).cuda()), WithInstances(), config, report=print)
+    for source, scored in on_cpu["results"].items():
+        for head, score in scored.items():
+            assert on_gpu["results"][source][head]["miou"]["mean"] == pytest.approx(score["miou"]["mean"], abs=0.03), (source, head)
+    for source, score in on_cpu["instances"].items():
+        assert on_gpu["instances"][source]["ap50"]["mean"] == pytest.approx(score["ap50"]["mean"], abs=0.05), source
