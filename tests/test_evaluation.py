@@ -449,7 +449,7 @@ def test_instances_of_all_sources(model):
         probe(model, Source(), settings)
 
 
-def test_heads_that_are_scored_are_not_fitted_again(model, tmp_path, monkeypatch):
+def test_heads_that_are_scored_are_not_fitted_again(model, tmp_path, monkeypatch, capsys):
     """A stopped run goes on after its last group of heads; another number of epochs is scored anew."""
     monkeypatch.setattr(sys.modules["pcssl.evaluation.probe"], "UNSCORED", 0)
     fitted, limit = [], 3
@@ -468,6 +468,8 @@ def test_heads_that_are_scored_are_not_fitted_again(model, tmp_path, monkeypatch
     for kind in (LinearProbe, NearestNeighborProbe, KMeans, InstanceProbe):
         count(kind)
 
+    monkeypatch.setattr(sys.modules["pcssl.evaluation.probe"], "LINE_EVERY", 0)
+
     def run(folder, predictions=None, **changes):
         fitted.clear()
         settings = {"heads": ("linear", "nn", "clusters", "instances"), "train_points": 100, "epochs": 2, "seeds": 2, "levels": True}
@@ -479,6 +481,7 @@ def test_heads_that_are_scored_are_not_fitted_again(model, tmp_path, monkeypatch
     limit = None
     whole, total = run("b"), len(fitted)
     assert run("a") == whole and total - 3 <= len(fitted) < total
+    assert "probe: trained: fitting heads 1/" in capsys.readouterr().err
     assert run("a") == whole and not fitted
     shown = {0: None}
     assert run("a", shown) == whole and shown[0] is not None and fitted == [LinearProbe]

@@ -36,6 +36,7 @@ PROTOCOL_VERSION = 3
 
 HELD = 300_000_000  # numbers of all heads that are scored together: 1.2 GB
 UNSCORED = 300  # seconds of fitting that a stopped run may lose
+LINE_EVERY = 60  # seconds between lines of progress where they cannot overwrite each other
 
 Count = Annotated[int, Range(1)]
 Part = Annotated[float, Range(0, 1, low_open=True)]
@@ -204,7 +205,7 @@ class _Run:
                     found.setdefault(title, {}).update({} if matrix is None else {planned.seed: torch.tensor(matrix)})
                 if None in kept.values() or (planned.names[0] == "linear" and planned.seed == 0 and self._unpictured()):
                     missing.append(planned)
-            for heads in _together(planned.fit() for planned in missing):
+            for heads in _together(_fitted(missing, name)):
                 for head, title, matrix in self._confusions(cache, heads, name):
                     cache.keep_score(self._key(title, head.seed), matrix.tolist())
                     found[title][head.seed] = matrix
@@ -303,6 +304,14 @@ class _Run:
                 for kept, head in zip(total, heads):
                     kept[part] += head.probability(values.to(self.device)).cpu()
         return [kept.argmax(1) for kept in total]
+
+
+def _fitted(planned: list[PlannedHead], name: str) -> Iterator[FittedHead]:
+    progress = _progress(f"{name}: fitting heads")
+    for number, head in enumerate(planned):
+        fitted = head.fit()
+        progress(number + 1, len(planned))
+        yield fitted
 
 
 def _together(heads: Iterator[FittedHead]) -> Iterator[list[FittedHead]]:
@@ -434,13 +443,18 @@ def _summary(matrices: list[Tensor]) -> dict[str, Any]:
 
 
 def _progress(what: str) -> Callable[[int, int], None]:
-    """A line that overwrites itself in a terminal, with what is left; nothing elsewhere."""
-    begin = time.monotonic()
+    """What is done and what is left: a line that overwrites itself in a terminal, a line a minute elsewhere."""
+    begin = said = time.monotonic()
 
     def show(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        line = f"probe: {what} {done}/{total}, {(now - begin) / done * (total - done):.0f} s left"
         if sys.stderr.isatty():
-            left = (time.monotonic() - begin) / done * (total - done)
             end = "\r\x1b[K" if done == total else ""
-            print(f"\r\x1b[Kprobe: {what} {done}/{total}, {left:.0f} s left{end}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{line}{end}", end="", file=sys.stderr, flush=True)
+        elif now - said >= LINE_EVERY and done < total:
+            said = now
+            print(line, file=sys.stderr, flush=True)
 
     return show
