@@ -81,6 +81,23 @@ def test_probe_of_a_runs_folder_trains_with_labels_too(folder, tmp_path, capsys)
     assert found["labelled_training"]["steps"] == 4
 
 
+def test_pictures_are_those_of_the_last_call(folder, tmp_path, capsys):
+    arguments = ["probe", "--checkpoint", str(folder / "out"), "--data", str(folder / "data.yaml"), "--out", str(tmp_path)]
+    settings = ["probe.floors=false", "--device", "cpu"]
+    assert main([*arguments, *settings, "--heads", "linear", "--levels", "--pictures", "1"]) == 0
+    assert (tmp_path / "pictures" / "levels.png").exists()
+    assert main([*arguments, *settings, "--heads", "clusters", "--pictures", "1"]) == 0
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["features.png"]
+    assert "clusters" in capsys.readouterr().out
+
+
+def test_probe_says_where_it_cannot_write_before_it_works(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["probe", "--checkpoint", str(folder / "out"), "--data", str(folder / "data.yaml")]
+    assert main([*arguments, "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "cannot write results to" in capsys.readouterr().err
+
+
 def test_probe_warns_of_heads_that_are_scored_where_they_are_fitted(folder, tmp_path, capsys):
     arguments = ["probe", "--checkpoint", str(folder / "out"), "--data", str(folder / "data.yaml"), "--out", str(tmp_path)]
     settings = ["--heads", "nn", "probe.floors=false", "--pictures", "0", "--device", "cpu"]

@@ -32,6 +32,7 @@ def test_a_probe_reports_groups_and_limit(tmp_path, capsys):
     for i, split in enumerate(("train", "train", "val")):
         scene = room(i, 400)
         scene.labels["segment20"] = (2 - scene.normal.argmax(1)).int()
+        scene.instance = scene.labels["segment20"].clone()
         save_scene(scene, tmp_path / "data" / split / f"room{i}")
     source = create("dataset", "folder", root=str(tmp_path / "data"), label="segment20", classes=["a", "b", "c"])
     source = dataclasses.replace(source, groups={"head": (0, 1), "tail": (2,)}, limit=Limit.parse("points-50", None, 3))
@@ -42,6 +43,9 @@ def test_a_probe_reports_groups_and_limit(tmp_path, capsys):
     found = json.loads((tmp_path / "results.json").read_text())
     assert set(found["groups"]) == {"head", "tail"} and "not the benchmark's" in found["limit"]
     assert (tmp_path / "pictures" / "features.png").exists() and "head  " in capsys.readouterr().out
+    alone = dataclasses.replace(protocol, heads=("instances",), instance_radius=0.3)
+    probe_and_report(checkpoint, source, alone, tmp_path, "cpu", pictures=0)  # nothing to say of groups
+    assert "| trained | " in capsys.readouterr().out
 
 
 def test_scannet_has_two_benchmarks(tmp_path):

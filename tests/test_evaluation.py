@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import threading
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -33,7 +35,7 @@ from pcssl.evaluation import (
 from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_keys, half, weights_key
 from pcssl.evaluation.features import sample_points
 from pcssl.evaluation.instances import InstanceProbe
-from pcssl.evaluation.probe import FittedHead, _together, few_labels
+from pcssl.evaluation.probe import FittedHead, PlannedHead, _together, few_labels
 from pcssl.models import HUNet
 from pcssl.sparse import available_engines, use_engine
 from pcssl.sparse.engine import _engines
@@ -346,11 +348,62 @@ def test_every_scene_needs_labels_that_fit(model):
     for kept, message in (
         (lambda label: {}, "scene room2 has no segment20"),
         (lambda label: {"segment20": label + 1}, "scene room2: segment20 is up to 3, but the dataset names 3 classes"),
+        (lambda label: {"segment20": label - 100}, "scene room2: segment20 is -100 somewhere; points without a label have -1"),
     ):
         source = Other()
         source.kept = kept
         with pytest.raises(UserError, match=message):
             probe(model, source, ProbeConfig(seeds=1), report=lambda line: None)
+
+
+def test_a_split_without_any_label_is_refused(model):
+    class Unlabelled(Source):
+        def scenes(self, split):
+            found = super().scenes(split)
+            for scene in found if split == "val" else ():
+                scene.labels["segment20"].fill_(-1)
+            return found
+
+    with pytest.raises(UserError, match="no point of these 1 scenes"):
+        probe(model, Unlabelled(), ProbeConfig(seeds=1), report=lambda line: None)
+
+
+def test_weights_of_any_shape_have_a_key():
+    bare = torch.nn.BatchNorm1d(2)  # counts its batches in a scalar
+    before = weights_key(bare)
+    bare.num_batches_tracked += 1
+    assert weights_key(bare) != before
+
+
+def test_two_probes_may_begin_on_the_same_cache(model, tmp_path):
+    scenes, ran, found = Source().scenes("train"), [], []
+
+    class Counts(BackboneFeatures):
+        def sample(self, scene, rows):
+            ran.append(scene.name)
+            return super().sample(scene, rows)
+
+    def begin():
+        cache = FeatureCache(tmp_path, Counts(PointFeatures(model.backbone, 0.1)), "a", "b", 60)
+        found.append(cache.sample(scenes, "segment20", lambda done, total: None).features)
+
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ran) == 3 and torch.equal(*found)
+
+
+def test_an_unreadable_score_is_scored_again(model, tmp_path):
+    def run():
+        config = ProbeConfig(heads=("linear",), train_points=100, epochs=2, seeds=1, floors=False)
+        return probe(model, Source(), config, cache=tmp_path, report=lambda line: None)
+
+    before = run()
+    kept = list(tmp_path.glob("*/scores/*.json"))
+    kept[0].write_text("")
+    assert run() == before and kept[0].read_text()
 
 
 def test_an_interrupted_sample_goes_on_where_it_stopped(model, tmp_path):
@@ -447,6 +500,30 @@ def test_instances_of_all_sources(model):
     assert found["input features"]["ap50"]["mean"] > 0.9
     with pytest.raises(UserError, match="no instances"):
         probe(model, Source(), settings)
+
+
+def test_one_scene_without_instances_is_named(model):
+    class Some(WithInstances):
+        def scenes(self, split):
+            found = super().scenes(split)
+            found[-1].instance = None
+            return found
+
+    with pytest.raises(UserError, match="scene room2 has no instances"):
+        probe(model, Some(), ProbeConfig(heads=("instances",), seeds=1))
+
+
+def test_kept_instances_are_of_the_names_of_the_classes(model, tmp_path):
+    """Walls and floors are no instances: other names, other scores, of the same features and labels."""
+
+    class Named(WithInstances):
+        classes = ("floor", "wall", "table")
+
+    def classes(data):
+        settings = ProbeConfig(heads=("instances",), train_points=100, seeds=1, epochs=2, instance_radius=0.3, floors=False)
+        return set(probe(model, data, settings, cache=tmp_path, report=lambda line: None)["instances"]["trained"]["classes"])
+
+    assert classes(WithInstances()) == {"chair", "table"} and classes(Named()) == {"table"}
 
 
 def test_heads_that_are_scored_are_not_fitted_again(model, tmp_path, monkeypatch, capsys):
@@ -638,8 +715,22 @@ def test_heads_are_scored_in_groups_that_fit_in_memory(model, monkeypatch):
     shown: dict = {0: None, 9: None}
     together = probe(model, data, config, report=print, predictions=shown)["results"]
     monkeypatch.setattr(sys.modules["pcssl.evaluation.probe"], "HELD", 1)
-    groups = list(_together(iter([FittedHead(("a",), 0, list, size=1), FittedHead(("b",), 0, list), FittedHead(("c",), 0, list, size=5)])))
-    assert [[head.names[0] for head in group] for group in groups] == [["a", "b"], ["c"]]
+    alive = weakref.WeakSet()
+
+    def planned(name, size):
+        def fit():
+            head = FittedHead((name,), 0, lambda x: [x])
+            alive.add(head)
+            return head
+
+        return PlannedHead((name,), 0, fit, size)
+
+    groups = []
+    for heads in _together([planned("a", 1), planned("b", 0), planned("c", 5), planned("d", 5)], lambda done, total: None):
+        assert len(alive) == len(heads)  # those of the group before are gone
+        groups.append([head.names[0] for head in heads])
+        del heads
+    assert groups == [["a", "b"], ["c"], ["d"]]
     assert probe(model, data, config, report=print)["results"] == together
     scene = data.scenes("val")[0]
     assert shown[0].shape == (len(scene),) and len(shown[0].unique()) > 1 and shown[9] is None

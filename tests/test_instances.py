@@ -1,5 +1,7 @@
 """Instances: the benchmark's average precision on hand-made cases, grouping, the heads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.sparse import csr_matrix
@@ -7,6 +9,7 @@ from scipy.sparse.csgraph import connected_components as scipy_components
 from scipy.spatial import cKDTree
 
 from pcssl.evaluation.instances import (
+    CROWD,
     AveragePrecision,
     InstanceProbe,
     Proposals,
@@ -15,6 +18,7 @@ from pcssl.evaluation.instances import (
     instance_offsets,
     suppress,
 )
+from pcssl.sparse import current_engine
 
 CLASSES = ["wall", "floor", "chair", "table"]
 
@@ -156,6 +160,26 @@ def test_clusters_are_groups_that_touch():
     assert sorted(len(part) for part in found) == [200, 300]
     assert all(float(coord[part].amax() - coord[part].amin()) < 0.3 for part in found)
     assert clusters(coord[:10], 0.08, 50) == []
+
+
+@pytest.mark.parametrize("spread", [0.001, 0.1, 1.0])
+def test_clusters_of_a_crowd_are_the_components_of_all_pairs(monkeypatch, spread):
+    """When few points of a cell look for neighbours, points far apart stay apart and those together stay together."""
+    monkeypatch.setattr("pcssl.evaluation.instances.CROWD", 4)
+    g = torch.Generator().manual_seed(0)
+    coord = torch.cat([torch.randn(400, 3, generator=g) * spread * 0.05 + place for place in (0.0, 3.0, 6.0)])
+    found = clusters(coord, 0.1, 1)
+    count, label = scipy_components(graph(coord, 0.1), directed=False)
+    assert sorted(map(len, found)) == sorted(torch.bincount(torch.from_numpy(label)).tolist()) if spread < 1 else len(found) >= count
+    assert all(len(set(label[part.numpy()])) == 1 for part in found)
+
+
+def test_the_pairs_of_a_crowd_are_bounded(monkeypatch):
+    engine, asked = current_engine(), []
+    spied = replace(engine, radius_neighbors=lambda x, *rest: asked.append(len(x)) or engine.radius_neighbors(x, *rest))
+    monkeypatch.setattr("pcssl.evaluation.instances.current_engine", lambda: spied)
+    (found,) = clusters(torch.randn(50_000, 3, generator=torch.Generator().manual_seed(0)) * 1e-4, 0.1, 100)
+    assert len(found) == 50_000 and sum(asked) <= 8 * CROWD
 
 
 def test_suppression_keeps_the_best_of_those_that_overlap():

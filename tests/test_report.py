@@ -103,7 +103,7 @@ def test_compare_of_instances_and_of_nothing_in_common(found, tmp_path, capsys):
     assert differences(found, other) == []
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense"])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense", '{"protocol": 3, "data": {}, "results": {}}'])
 def test_compare_of_something_else(tmp_path, capsys, text):
     (tmp_path / "x.json").write_text(text)
     assert main(["compare", str(tmp_path / "x.json"), str(tmp_path / "x.json")]) == 2

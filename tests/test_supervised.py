@@ -1,5 +1,6 @@
 """Training with labels: what is learnt, fine-tuning, and the ceilings of a probe."""
 
+import shutil
 import signal
 
 import pytest
@@ -107,6 +108,23 @@ def test_probe_reports_the_ceilings_and_keeps_their_runs(tmp_path, pretrained):
     assert again == found and times == {p: p.stat().st_mtime_ns for p in times}
     with pytest.raises(UserError, match="need the checkpoint"):
         probe(load_model(pretrained), Source(), settings, report=lambda line: None)
+
+
+def test_a_kept_fine_tuning_is_of_the_weights_not_of_their_path(tmp_path, scenes, monkeypatch):
+    """The checkpoint may have moved since: a complete run is taken, a stopped one goes on."""
+    two_steps = pretrain(config(tmp_path / "run", optimizer={"epochs": 2}), scenes)
+    shutil.copy(two_steps, tmp_path / "two.pt")
+    add = Progress.add
+    monkeypatch.setattr(Progress, "add", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train_with_labels(two_steps, "finetune", scenes, "segment20", 3, tmp_path / "kept", 0)
+    monkeypatch.setattr(Progress, "add", add)
+    train_with_labels(tmp_path / "two.pt", "finetune", scenes, "segment20", 3, tmp_path / "kept", 0)
+    done = tmp_path / "kept" / "checkpoint.pt"
+    before = done.stat().st_mtime_ns
+    assert load_checkpoint(done)["step"] == 2
+    train_with_labels(two_steps, "finetune", scenes, "segment20", 3, tmp_path / "kept", 0)
+    assert done.stat().st_mtime_ns == before
 
 
 def test_the_ceiling_has_the_budget_of_the_checkpoint(tmp_path, scenes, pretrained):

@@ -52,6 +52,6 @@ def read_results(path: Path) -> dict[str, Any]:
         raise UserError(f"no results at {path}; `pcssl probe` writes them") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a results.json ({error})") from error
-    if not isinstance(content, dict) or not {"protocol", "data", "results"} <= content.keys():
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), dict) for key in ("protocol", "data", "results")):
         raise UserError(f"{path}: not a results.json of this version (no protocol, data and results); probe again")
     return content

@@ -92,6 +92,10 @@ def run(args: argparse.Namespace) -> int:
     levels = ["probe.levels=true"] if args.levels else []
     job = load_config(args.data, ProbeJob | ImageProbeJob, [*args.overrides, *heads, *levels])
     out = args.out or default_out(args.checkpoint)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write results to {out}: {error.strerror}; choose another folder with --out") from error
     # The checkpoint is opened first: a wrong path should not cost the making of a dataset.
     if isinstance(job, ImageProbeJob):
         load_image_model(args.checkpoint)
@@ -147,7 +151,7 @@ def probe_and_report(
     write_text(out / "report.md", markdown(found))
     print(table(found["results"]))
     for group, scores in found.get("groups", {}).items():
-        print(f"{group:16}" + "".join(f"  {source} {100 * next(iter(miou.values())):.1f}" for source, miou in scores.items()))
+        print(f"{group:16}" + "".join(f"  {source} {100 * next(iter(miou.values())):.1f}" for source, miou in scores.items() if miou))
     if "instances" in found:
         print(instance_table(found["instances"]))
     for name, value in ratios(found["results"]).items():
@@ -205,7 +209,8 @@ def leakage(card: dict[str, Any], scored: Sequence[Any], split: str, item: str =
         return []
     return [
         f"the checkpoint was trained on {len(both)} of the {len(names)} {item}s of {split!r} that it is scored on "
-        f"({', '.join(both[:3])}{', ...' if len(both) > 3 else ''}): the scores are not of unseen {item}s"
+        f"({', '.join(both[:3])}{', ...' if len(both) > 3 else ''}): the scores are not of unseen {item}s, unless "
+        f"{item}s of the dataset it was trained on, {card.get('dataset', 'which it does not name')}, only have the same names"
     ]
 
 
@@ -244,6 +249,8 @@ def draw(
         for i, scene in enumerate(shown)
     ]
     folder.mkdir(parents=True, exist_ok=True)
+    for old in ("features.png", "classes.png", "levels.png"):  # of another call
+        (folder / old).unlink(missing_ok=True)
     paths = [folder / "features.png"]
     save_png(paths[0], contact_sheet(rows, [s.name for s in shown], list(columns)))
     bars = {

@@ -13,6 +13,7 @@ run has finished is found by the next.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pcssl.data.manifest import alone
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.evaluation.features import PointFeatures, SceneLevels, even_points, point_inputs, sample_points
@@ -116,7 +118,7 @@ def weights_key(module: nn.Module, *settings: Any) -> str:
     digest = hashlib.sha256(repr((type(module).__name__, getattr(module, "config", None), settings)).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -133,20 +135,26 @@ def data_keys(scenes: Sequence[Scene], label: str, classes: int) -> tuple[str, s
     """What a result says of its scenes, and what files made from them are kept under.
 
     The first changes with their names, order, sizes and labels, and is the same on every machine; the second with
-    every byte of them. UserError for a scene without the label, or with one that is not below `classes`.
+    every byte of them. UserError for a scene without the label, or with one that is not in -1..classes-1, and when no point has one.
     """
     said = hashlib.sha256(label.encode())
     content = hashlib.sha256()
+    labelled = 0
     for scene in scenes:
         if label not in scene.labels:
             raise UserError(f"scene {scene.name} has no {label}; a probe needs the labels of every scene")
         known = scene.labels[label]
         if len(known) and int(known.max()) >= classes:
             raise UserError(f"scene {scene.name}: {label} is up to {int(known.max())}, but the dataset names {classes} classes")
+        if len(known) and int(known.min()) < -1:
+            raise UserError(f"scene {scene.name}: {label} is {int(known.min())} somewhere; points without a label have -1")
+        labelled += int((known >= 0).sum())
         histogram = torch.bincount(known.long() + 1).tolist()
         said.update(repr((scene.name, len(scene), histogram, scene.coord[:1].tolist())).encode())
         for x in (scene.coord, scene.color, scene.normal, known, scene.instance):
             content.update(b"none" if x is None else x.contiguous().numpy())
+    if not labelled:
+        raise UserError(f"no point of these {len(scenes)} scenes ({scenes[0].name}, ...) has a {label}; a probe needs labels")
     return said.hexdigest(), said.hexdigest()[:12] + content.hexdigest()[:12]
 
 
@@ -158,8 +166,7 @@ class FeatureCache:
         key = hashlib.sha256("|".join((source.key, train_key, val_key, str(count), str(EVEN), "weighted")).encode()).hexdigest()[:20]
         self.folder, self.count = folder / key, count
         try:
-            (self.folder / "parts").mkdir(parents=True, exist_ok=True)
-            (self.folder / "scenes").mkdir(exist_ok=True)
+            (self.folder / "scenes").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot keep features in {self.folder}: {error.strerror}; choose another folder with --cache") from error
 
@@ -167,15 +174,28 @@ class FeatureCache:
         """The sampled points of these scenes: read from disk, or computed and kept."""
         done = self.folder / "sample" / "meta.json"
         if not done.exists():
-            for i in range(len(scenes)):
-                path = self.folder / "parts" / f"{i}.npz"
-                if not path.exists():
-                    _save(path, lambda file, i=i: np.savez(file, **self._part(scenes[i], i, label)))
-                progress(i + 1, len(scenes))
-            self._join(len(scenes), done)
+            with alone(self.folder):
+                if not done.exists():
+                    self._compute(scenes, label, progress, done)
         arrays = {name: np.load(self.folder / "sample" / f"{name}.npy", mmap_mode="c") for name in _FIELDS}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return Sample(**{name: x if name == "features" else x.clone() for name, x in tensors.items()})
+
+    def _compute(self, scenes: Sequence[Scene], label: str, progress: Callable[[int, int], None], done: Path) -> None:
+        (self.folder / "parts").mkdir(exist_ok=True)
+        for i in range(len(scenes)):
+            path = self.folder / "parts" / f"{i}.npz"
+            if not path.exists():
+                _save(path, lambda file, i=i: np.savez(file, **self._part(scenes[i], i, label)))
+            progress(i + 1, len(scenes))
+        temporary = self.folder / f".sample.tmp-{os.getpid()}"
+        try:
+            self._join(len(scenes), temporary)
+            shutil.rmtree(self.folder / "sample", ignore_errors=True)
+            os.replace(temporary, done.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(self.folder / "parts")
 
     def _part(self, scene: Scene, number: int, label: str) -> dict[str, np.ndarray]:
         rng = torch.Generator().manual_seed(number)
@@ -195,10 +215,9 @@ class FeatureCache:
         }
         return {name: x.numpy() for name, x in values.items()}
 
-    def _join(self, count: int, done: Path) -> None:
+    def _join(self, count: int, folder: Path) -> None:
         """One file a field out of all parts, a part in memory at a time."""
-        temporary = self.folder / f".sample.tmp-{os.getpid()}"
-        temporary.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         parts = [self.folder / "parts" / f"{i}.npz" for i in range(count)]
         sizes = []
         for path in parts:
@@ -210,14 +229,11 @@ class FeatureCache:
                 with np.load(path) as part:
                     rows = part[name]
                 if out is None:
-                    out = np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", rows.dtype, (sum(sizes), *rows.shape[1:]))
+                    out = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", rows.dtype, (sum(sizes), *rows.shape[1:]))
                 out[at : at + size] = rows
                 at += size
             del out
-        (temporary / "meta.json").write_text(json.dumps({"scenes": count, "points": sum(sizes)}))
-        shutil.rmtree(self.folder / "sample", ignore_errors=True)
-        os.replace(temporary, done.parent)
-        shutil.rmtree(self.folder / "parts")
+        (folder / "meta.json").write_text(json.dumps({"scenes": count, "points": sum(sizes)}))
 
     def chunks(self, scene: Scene, number: int) -> Iterator[tuple[slice, Tensor]]:
         """(rows, features) over all points of a scene that is scored; `number` names it in the cache."""
@@ -232,8 +248,8 @@ class FeatureCache:
 
     def score(self, key: str) -> Any:
         """What `keep_score` was given under this key, None if nothing."""
-        path = self._score_file(key)
-        return json.loads(path.read_text()) if path.exists() else None
+        with contextlib.suppress(FileNotFoundError, ValueError):  # not there, or empty after a crash of the machine
+            return json.loads(self._score_file(key).read_text())
 
     def keep_score(self, key: str, value: Any) -> None:
         """value: anything that JSON holds."""

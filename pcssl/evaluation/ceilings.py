@@ -33,10 +33,13 @@ def train_with_labels(
 ) -> SupervisedModel:
     """Train the checkpoint's architecture on labelled scenes, for as many steps as its own run had, to whole epochs.
 
-    What is done already in `folder` is taken from there; what was cut off goes on. Raises UserError for
+    What is done already in `folder`, which is of this checkpoint and these scenes, is taken from there; what was cut off goes on. Raises UserError for
     a checkpoint without the config of its run (released weights), KeyboardInterrupt after Ctrl-C, when the state is saved.
     """
-    content = load_checkpoint(checkpoint)
+    content, kept = load_checkpoint(checkpoint), folder / "checkpoint.pt"
+    begun = load_checkpoint(kept) if kept.exists() else None
+    if begun and begun["step"] == begun["total_steps"]:
+        return load_supervised(kept, device)
     known = {f.name for f in fields(RunConfig)}
     options = {k: v for k, v in content["config"].items() if k in known}
     objective = {"name": "supervised", "label": label, "classes": classes}
@@ -44,7 +47,7 @@ def train_with_labels(
         objective["max_voxels"] = options["objective"]["max_voxels"]
     options |= {"output": str(folder), "seed": seed, "init": None, "objective": objective, "device": str(device)}
     if kind == "finetune":
-        options["init"] = str(checkpoint)
+        options["init"] = begun["config"]["init"] if begun else str(checkpoint)  # the same file, maybe under another path
         objective["backbone_lr"] = FINETUNE_LR
     config = from_dict(options, RunConfig, str(checkpoint))
     try:

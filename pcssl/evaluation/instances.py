@@ -20,6 +20,7 @@ from pcssl.sparse import current_engine
 
 STUFF = ("wall", "floor")  # classes without instances in ScanNet's benchmark
 OVERLAPS = tuple(np.round(np.arange(0.5, 0.95, 0.05), 2).tolist())  # AP is the mean over these
+CROWD = 64  # points of a cell that look for neighbours
 MIN_POINTS = 100  # of a ground-truth instance that counts, as in ScanNet's benchmark
 
 
@@ -116,9 +117,20 @@ def clusters(coord: Tensor, radius: float, smallest: int) -> list[Tensor]:
     """Rows of every group of points that steps of at most `radius` connect, with `smallest` points or more."""
     if len(coord) < smallest:
         return []
-    scene = torch.zeros(len(coord), dtype=torch.int64, device=coord.device)
-    offsets, index = current_engine().radius_neighbors(coord, scene, coord, scene, radius)[:2]
-    label = connected_components(offsets, index)
+    # Points of a cell with a diagonal below the radius are connected. Of a crowded cell, as when points move to the middle of
+    # their instance, some look for neighbours for all: pairs would grow with the square of the crowd.
+    cell = torch.unique((coord / (0.57 * radius)).floor(), dim=0, return_inverse=True)[1]
+    order = torch.argsort(cell, stable=True)
+    sizes = torch.bincount(cell)
+    begin = sizes.cumsum(0) - sizes
+    rank = torch.arange(len(cell), device=cell.device) - begin[cell[order]]
+    kept = order[rank < CROWD].sort().values
+    scene = torch.zeros(len(kept), dtype=torch.int64, device=coord.device)
+    offsets, index = current_engine().radius_neighbors(coord[kept], scene, coord[kept], scene, radius)[:2]
+    connected = kept[connected_components(offsets, index)]
+    label = torch.empty_like(cell)
+    label[kept] = connected
+    label = label[order[begin]][cell]
     order = torch.argsort(label, stable=True)
     counts = torch.unique_consecutive(label[order], return_counts=True)[1]
     return [part for part in order.split(counts.tolist()) if len(part) >= smallest]

@@ -84,6 +84,8 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         if not self.heads and not self.levels:
             raise ValueError("heads: name one at least")
+        if not self.neighbors:
+            raise ValueError("neighbors: name one number at least")
 
 
 Report = Callable[[str], None]
@@ -151,7 +153,7 @@ def _labelled(data: SceneSource, split: str) -> Sequence[Scene]:
 @dataclass(frozen=True)
 class FittedHead:
     """names: of what `predict` returns for (n, D) features, a list of (n,) predictions. seed: it was fitted with.
-    columns: features it takes, None = all. sampled: scored on `val_points` only. size: numbers that it holds.
+    columns: features it takes, None = all. sampled: scored on `val_points` only.
     probability: (n, D) features -> (n, classes), of a head that is scored over several views as well; that one is its last name.
     """
 
@@ -160,17 +162,17 @@ class FittedHead:
     predict: Callable[[Tensor], list[Tensor]]
     columns: Tensor | None = None
     sampled: bool = False
-    size: int = 0
     probability: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class PlannedHead:
-    """What `fit` will return, before the work."""
+    """What `fit` will return, before the work. size: numbers that it will hold at most."""
 
     names: tuple[str, ...]
     seed: int
     fit: Callable[[], FittedHead]
+    size: int = 0
 
 
 class _Run:
@@ -184,8 +186,10 @@ class _Run:
         )  # fmt: skip
         self.classes = len(data.classes)
         self.instances: dict[str, dict[str, Any]] = {}
-        if "instances" in config.heads and (train[0].instance is None or val[0].instance is None):
-            raise UserError(f"{data.root}: its scenes have no instances; leave `instances` out of the heads")
+        if "instances" in config.heads:
+            without = next((scene.name for scenes in (train, val) for scene in scenes if scene.instance is None), None)
+            if without is not None:
+                raise UserError(f"{data.root}: scene {without} has no instances; leave `instances` out of the heads")
         said, (self.train_key, self.val_key) = zip(*(data_keys(scenes, data.label, self.classes) for scenes in (train, val)))
         self.fingerprint = "".join(key[:16] for key in said)
 
@@ -205,10 +209,11 @@ class _Run:
                     found.setdefault(title, {}).update({} if matrix is None else {planned.seed: torch.tensor(matrix)})
                 if None in kept.values() or (planned.names[0] == "linear" and planned.seed == 0 and self._unpictured()):
                     missing.append(planned)
-            for heads in _together(_fitted(missing, name)):
+            for heads in _together(missing, _progress(f"{name}: fitting heads")):
                 for head, title, matrix in self._confusions(cache, heads, name):
                     cache.keep_score(self._key(title, head.seed), matrix.tolist())
                     found[title][head.seed] = matrix
+                del heads, head  # before the next group is fitted
             for seed in seeds if "instances" in self.config.heads else ():
                 key = self._key("instances", seed)
                 precision[seed] = cache.score(key) or self._precision(cache, sample, seed, name)
@@ -228,7 +233,8 @@ class _Run:
         """Of a score, among those of the same features: whatever it depends on."""
         config = self.config
         settings = (config.val_points, config.database, config.epochs, config.instance_radius)
-        return repr((PROTOCOL_VERSION, self.classes, title, seed, settings))
+        classes = tuple(self.data.classes) if title == "instances" else self.classes  # some names have no instances
+        return repr((PROTOCOL_VERSION, classes, title, seed, settings))
 
     def _unpictured(self) -> bool:
         return any(kept is None and number < len(self.val) for number, kept in self.predictions.items())
@@ -254,15 +260,16 @@ class _Run:
         """The head of a network that was trained with the labels, a run a seed."""
         begin, found = time.monotonic(), {}
         for seed in range(self.config.seeds):
-            where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key}-{seed}"
+            where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key}-{self.classes}-{seed}"
             trained = train_with_labels(checkpoint, kind, self.train, self.data.label, self.classes, where, seed, self.device)
             cache = FeatureCache(self.folder, _source(trained.model), self.train_key, self.val_key, self.config.train_points)
             several = trained.probability if self.config.views > 1 else None
             head = FittedHead(titles(kind, self.config), seed, lambda x, trained=trained: [trained.predict(x)], probability=several)
             for _, title, matrix in self._confusions(cache, [head], kind):
                 found.setdefault(title, []).append(matrix)
-        self.say(f"probe: {kind}: mIoU {100 * scores(found[kind][0]).miou:.1f} ({time.monotonic() - begin:.0f} s)")
-        return {title: _summary(matrices) for title, matrices in found.items()}
+        summary = {title: _summary(matrices) for title, matrices in found.items()}
+        self.say(f"probe: {kind}: mIoU {100 * summary[kind]['miou']['mean']:.1f} ({time.monotonic() - begin:.0f} s)")
+        return summary
 
     def _confusions(self, cache: FeatureCache, heads: list[FittedHead], name: str) -> Iterator[tuple[FittedHead, str, Tensor]]:
         """Per head and prediction its confusion matrix over all val scenes, which are read once."""
@@ -306,28 +313,18 @@ class _Run:
         return [kept.argmax(1) for kept in total]
 
 
-def _fitted(planned: list[PlannedHead], name: str) -> Iterator[FittedHead]:
-    progress = _progress(f"{name}: fitting heads")
-    for number, head in enumerate(planned):
-        fitted = head.fit()
-        progress(number + 1, len(planned))
-        yield fitted
-
-
-def _together(heads: Iterator[FittedHead]) -> Iterator[list[FittedHead]]:
-    """Groups of heads that hold at most HELD numbers together, or one alone, and were fitted within about UNSCORED seconds:
-    a group is scored while the next does not exist.
+def _together(planned: list[PlannedHead], progress: Callable[[int, int], None]) -> Iterator[list[FittedHead]]:
+    """Fitted, in groups that hold at most HELD numbers together, or one alone, and take about UNSCORED seconds: a group is
+    scored before the next is fitted.
     """
-    group: list[FittedHead] = []
-    begin = time.monotonic()
-    for head in heads:
-        if group and sum(h.size for h in group) + head.size > HELD:
+    group, held, begin = [], 0, time.monotonic()
+    for number, head in enumerate(planned):
+        if group and (held + head.size > HELD or time.monotonic() - begin > UNSCORED):
             yield group
-            group, begin = [], time.monotonic()
-        group.append(head)
-        if time.monotonic() - begin > UNSCORED:
-            yield group
-            group, begin = [], time.monotonic()
+            group, held, begin = [], 0, time.monotonic()
+        group.append(head.fit())
+        held += head.size
+        progress(number + 1, len(planned))
     if group:
         yield group
 
@@ -375,9 +372,9 @@ def plan_heads(
         def fit() -> FittedHead:
             kept = sample.draw(rows, config.database, seed)
             fitted = NearestNeighborProbe.fit(sample.features[kept].float(), sample.labels[kept], classes, whiten=True, device=device)
-            return FittedHead(names, seed, lambda x: fitted(x, ks), sampled=True, size=fitted.database.numel())
+            return FittedHead(names, seed, lambda x: fitted(x, ks), sampled=True)
 
-        return PlannedHead(names, seed, fit)
+        return PlannedHead(names, seed, fit, min(len(rows), config.database) * sample.features.shape[1])
 
     def clusters() -> FittedHead:
         kept = sample.draw(aware, 50_000, seed)

@@ -34,9 +34,10 @@ def table(results: dict[str, Any], heads: list[str] | None = None) -> str:
     """mIoU or accuracy in percent, a row a source, mean and standard deviation over seeds."""
     heads = heads or _main_heads(results)
     width = max(len(source) for source in results) + 2
-    lines = [f"{_title(results):{width}}" + "".join(f"{head:>16}" for head in heads)]
+    wide = [max(16, len(head) + 2) for head in heads]
+    lines = [f"{_title(results):{width}}" + "".join(f"{head:>{w}}" for head, w in zip(heads, wide))]
     for source, scores in results.items():
-        lines.append(f"{source:{width}}" + "".join(f"{_cell(scores.get(head)):>16}" for head in heads))
+        lines.append(f"{source:{width}}" + "".join(f"{_cell(scores.get(head)):>{w}}" for head, w in zip(heads, wide)))
     return "\n".join(lines)
 
 
