@@ -8,7 +8,9 @@ loss on cosines. No training code of the paper is known; choosing negatives foll
 (xiaolonw/caffe-video_triplet), with half of them hard after a first part of the run with random ones only.
 
 Ours: inter edges are mutual nearest neighbours, within a batch for images; a track is one plain view and the
-other views of an image; every type of pair is drawn as often.
+other views of an image; every type of pair is drawn as often. What the graph joins to a member of a pair is never its
+negative. Whole connected components are not left out: mutual 2-NN of digits in batches of 128 gives components of a few
+images, 5-NN one of half the batch with most pairs of two classes.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def mutual_knn_edges(features: Tensor, k: int, groups: Tensor | None = None) -> 
     groups: (N,) rows of one group are never joined, nor counted among the k.
     """
     unit = F.normalize(features.float(), dim=1)
-    similarity = unit @ unit.T
+    with torch.autocast(unit.device.type, enabled=False):  # rounded to bfloat16 many neighbours are as near
+        similarity = unit @ unit.T
     apart = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     if groups is not None:
         apart &= groups[:, None] != groups
@@ -68,7 +71,7 @@ class TransitiveGraph:
         code, low, high = code[low < high], low[low < high], high[low < high]
         order = torch.argsort((low * nodes + high) * len(TYPES) + code)
         pairs, count = torch.unique_consecutive(torch.stack([low, high], 1)[order], dim=0, return_counts=True)
-        self.pairs, self.types = pairs, code[order][count.cumsum(0) - count]
+        self.nodes, self.pairs, self.types = nodes, pairs, code[order][count.cumsum(0) - count]
 
     def sample(self, count: int, types: Sequence[int] = TYPES, generator: torch.Generator | None = None) -> Tensor:
         """(count, 2) pairs in random order of their members, with replacement, every type that there is as often.
@@ -84,6 +87,18 @@ class TransitiveGraph:
         drawn = torch.cat(parts)
         turned = torch.rand(len(drawn), generator=generator, device=device) < 0.5
         return torch.where(turned[:, None], drawn.flip(1), drawn)
+
+    def joined(self, pairs: Tensor) -> Tensor:
+        """Whether some type of pair joins a member of each of `pairs` (P, 2) of this graph to member j of them all.
+
+        (P, 2 P) bool; all first members, then all second ones.
+        """
+        known, others = self.pairs[:, 0] * self.nodes + self.pairs[:, 1], pairs.T.flatten()
+        found = torch.zeros(len(pairs), len(others), dtype=torch.bool, device=pairs.device)
+        for member in pairs.T:
+            wanted = torch.minimum(member[:, None], others) * self.nodes + torch.maximum(member[:, None], others)
+            found |= known[torch.searchsorted(known, wanted).clamp(max=len(known) - 1)] == wanted
+        return found
 
 
 def _joined(first: Tensor, second: Tensor, nodes: int) -> Tensor:
@@ -107,18 +122,20 @@ class RankingLoss(nn.Module):
         super().__init__()
         self.margin, self.negatives = margin, negatives
 
-    def forward(self, a: Tensor, b: Tensor, ids: Tensor, hard_ratio: float = 0.5) -> Tensor:
+    def forward(self, a: Tensor, b: Tensor, ids: Tensor, hard_ratio: float = 0.5, joined: Tensor | None = None) -> Tensor:
         """a, b: (P, D) the members of every pair. ids: (P,) or (P, k); pairs that share one are not each other's negatives.
 
-        The sum of hinges over 2 P `negatives`.
+        joined: (P, 2 P) bool, further members, of a and then of b, that are no negatives of a pair.
+        The sum of hinges over 2 P `negatives`; 0 of a pair that has none.
         """
         a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
         ids = ids.view(len(a), -1)
         others = torch.cat([a, b])
         near = (a * b).sum(1, keepdim=True)
-        hinge = sum(F.relu(x @ others.T - near + self.margin) for x in (a, b))  # (P, 2 P), both members
-        shared = (ids[:, None, :, None] == ids[None, :, None, :]).flatten(2).any(2)
-        hinge = hinge.masked_fill(shared.repeat(1, 2), 0)
+        with torch.autocast(a.device.type, enabled=False):
+            hinge = sum(F.relu(x @ others.T - near + self.margin) for x in (a, b))  # (P, 2 P), both members
+        excluded = (ids[:, None, :, None] == ids[None, :, None, :]).flatten(2).any(2).repeat(1, 2)
+        hinge = hinge.masked_fill(excluded if joined is None else excluded | joined, 0)
         return hinge[self.choose(hinge.detach(), hard_ratio)].sum() / (2 * self.negatives * len(a))
 
     def choose(self, hinge: Tensor, hard_ratio: float) -> Tensor:
@@ -139,7 +156,8 @@ class TransitiveConfig:
     """views: a plain one, in which neighbours are found, and one or more moved ones.
     edges: neighbours by the pixels of the plain view, or by the features of the network as it is before the first step
         (with `init`, of a checkpoint; the paper: a network trained by context prediction).
-    neighbors: k of the mutual nearest neighbours in the batch.
+    neighbors: k of the mutual nearest neighbours in the batch. A pair of two images is kept from 2 k images of the
+        batch at most, which therefore has more.
     types: of the pairs: intra (A-A'), inter (A-B), one_moved (A'-B), transitive (A'-B').
     pairs: positives of a step. margin, negatives, hard_ratio: see `RankingLoss`; random_first: part of the run with
         random negatives only, against collapse.
@@ -171,6 +189,11 @@ class Transitive(ImageObjective):
         super().__init__(config, backbone, data, total_steps)
         if sum(view.count for view in config.views) < 2:
             raise ValueError("views: transitive needs a plain one and one moved one at least")
+        if data.batch_size <= 2 * config.neighbors:
+            raise ValueError(
+                f"neighbors: {config.neighbors} in batches of {data.batch_size} images can leave a pair without negatives; "
+                f"take at most {(data.batch_size - 1) // 2}, or larger batches"
+            )
         self.network = Embedder(backbone, head("simclr", backbone.channels[-1], config.hidden, config.out))
         self.start = copy.deepcopy(backbone).eval().requires_grad_(False) if config.edges == "start" else None
         self.loss = RankingLoss(config.margin, config.negatives)
@@ -196,7 +219,7 @@ class Transitive(ImageObjective):
         if len(pairs):
             a, b = pairs.T
             ratio = c.hard_ratio if step >= c.random_first * self.total_steps else 0.0
-            out["loss"] = self.loss(z[a], z[b], batch.index[pairs % images], ratio)
+            out["loss"] = self.loss(z[a], z[b], batch.index[pairs % images], ratio, graph.joined(pairs))
         else:  # a batch without an edge has no gradient but stays valid
             out["loss"] = 0 * z.sum()
         return {**out, **self.health("student", embedding)}
