@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from test_image_objectives import batch, build, rng, train
+from image_checks import resumes_to_the_same_weights
+from test_image_objectives import batch, build, judged_run, learnt, rng, train
 from torch.nn import functional as F
 
 from pcssl.errors import UserError
@@ -23,11 +24,12 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def network(layout="cascaded", k=1):
+def network(layout="cascaded", k=1, **options):
     torch.manual_seed(0)
     encoder = MLPHead(6, (16,), 12, batch_norm=True)
     mined = head("byol", 8 if layout == "cascaded" else 12, 16, 4)
-    return MYOWNetwork(encoder, head("byol", 12, 16, 8), mined, head("byol", 8, 16, 8), head("byol", 4, 16, 4), layout, k).train()
+    heads = head("byol", 12, 16, 8), mined, head("byol", 8, 16, 8), head("byol", 4, 16, 4)
+    return MYOWNetwork(encoder, *heads, layout, k, **options).train()
 
 
 def test_distance_is_that_of_unit_vectors():
@@ -87,6 +89,52 @@ def test_without_weight_it_is_byol():
     assert "loss/mined" not in method(views, 0) and torch.equal(torch.get_rng_state(), before)
 
 
+def test_one_sided_the_second_view_is_only_predicted():
+    both, one, (a, b) = network(), network(symmetric=False), (torch.randn(10, 6, generator=rng(i)).requires_grad_() for i in range(2))
+    target = copy.deepcopy(one.online)
+    wanted = prediction_distance(one.predictor(one.online.projector(one.online.encoder(a))), target.projector(target.encoder(b)))
+    loss = one.augmented_loss(a, b)
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(both.augmented_loss(a, b), (loss + one.augmented_loss(b, a)) / 2)
+    loss.backward()
+    assert a.grad is not None and b.grad is None
+
+
+@pytest.mark.parametrize("symmetric, passes", [(True, 2), (False, 1)])
+def test_the_config_says_whether_both_ways(symmetric, passes):
+    method, seen = build("myow", symmetric=symmetric, **OPTIONS), []
+    method.network.online.encoder.register_forward_hook(lambda *_: seen.append(1))
+    method(batch(method), 0)
+    assert len(seen) == passes
+
+
+def test_the_target_begins_as_a_copy_or_with_an_encoder_drawn_anew():
+    online = network().online
+    torch.manual_seed(7)
+    fresh = MLPHead(6, (16,), 12, batch_norm=True)
+    with torch.no_grad():
+        for p in online.parameters():
+            p.add_(1)  # as weights that were loaded: also those of norms are not what they begin with
+    parts = online.encoder, online.projector, online.mined_projector, head("byol", 8, 16, 8), head("byol", 4, 16, 4)
+    before = copy.deepcopy(online.state_dict())
+    for target_init, encoder in (("copy", online.encoder), ("reset", fresh)):
+        torch.manual_seed(7)
+        net = MYOWNetwork(*parts, target_init=target_init)
+        expected = before | {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+        assert all(torch.equal(v, expected[k]) for k, v in net.target.network.state_dict().items())
+        assert all(torch.equal(v, before[k]) for k, v in net.online.state_dict().items())
+        assert not any(p.requires_grad for p in net.target.parameters())
+    with pytest.raises(ValueError, match="target_init: 'random' is none of copy, reset"):
+        MYOWNetwork(*parts, target_init="random")
+
+
+def test_a_run_may_begin_with_a_target_drawn_anew():
+    copied, drawn = build("myow", **OPTIONS), build("myow", target_init="reset", **OPTIONS)
+    assert torch.equal(copied.backbone().patch_embed.weight, drawn.backbone().patch_embed.weight)
+    weights = [m.network.target.network.encoder.backbone.patch_embed.weight for m in (copied, drawn)]
+    assert torch.equal(weights[0], copied.backbone().patch_embed.weight) and float((weights[0] - weights[1]).abs().min()) > 0
+
+
 @pytest.mark.parametrize("layout", ["cascaded", "parallel"])
 def test_the_mined_loss_teaches_the_online_branch_and_the_second_predictor(layout):
     net = network(layout)
@@ -136,6 +184,29 @@ def test_the_terms_weights_sum_to_one(step):
     expected = (out["loss/augmented"] + w * out.get("loss/mined", torch.zeros(()))) / (1 + w)
     torch.testing.assert_close(out["loss"].detach(), expected)
     assert ("mined_same_label" in out) == (step > 20)
+
+
+def test_weights_that_sum_to_one_are_a_ratio():
+    method = build("myow", weight=0.25 / 0.75, **OPTIONS)
+    out = method(batch(method), 99)
+    torch.testing.assert_close(out["loss"].detach(), 0.75 * out["loss/augmented"] + 0.25 * out["loss/mined"])
+
+
+def test_autocast_rounds_neither_the_losses_nor_the_choice_of_neighbours():
+    """In bfloat16 cosines near 1 are steps of 0.004."""
+    y = 1 + 0.05 * torch.randn(50, 16, generator=rng())
+    same = torch.eye(50, dtype=torch.bool)
+    a, b = (torch.randn(20, 16, generator=rng(i)).bfloat16() for i in (1, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        rows, distance = ViewMiner()(y, y, same), prediction_distance(a, b)
+    assert torch.equal(rows, ViewMiner()(y, y, same)) and distance.dtype == torch.float32
+    torch.testing.assert_close(distance, prediction_distance(a.float(), b.float()))
+    method = build("myow", **OPTIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method(batch(method), 99)["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
 def test_an_image_is_not_mined_for_itself():
@@ -215,6 +286,16 @@ def test_mining_helps_with_few_labels(over_seeds):
     assert (found["mined pairs of one label, last"] > found["mined pairs of one label, first"]).all()
     assert (found["1-nn, myow"] - found["1-nn, byol"]).mean() > 0  # aim 0.008
     assert (found["ridge, myow"] - found["ridge, byol"]).mean() >= 0.008
+
+
+@pytest.mark.slow
+def test_the_shipped_config_beats_random_weights(over_seeds, tmp_path):
+    found = over_seeds(lambda seed: learnt(judged_run("myow", tmp_path, seed)))
+    assert found["gain"].mean() >= 0.1
+
+
+def test_the_shipped_config_resumes_to_the_same_weights(tmp_path):
+    resumes_to_the_same_weights("myow", tmp_path)
 
 
 def test_the_shipped_config_trains(tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_image_objectives import batch, build, rng, train
+from image_checks import resumes_to_the_same_weights
+from test_image_objectives import batch, build, judged_run, learnt, rng, train
 from torch.nn import functional as F
 
 from pcssl.errors import UserError
@@ -69,6 +70,22 @@ def test_samples_are_pairs_of_the_asked_types_and_every_type_as_often():
     assert TransitiveGraph(track_edges(2, 1), torch.empty(0, 2, dtype=torch.int64), 2).sample(5).shape == (0, 2)
 
 
+@pytest.mark.parametrize("one_component", [False, True])
+def test_who_is_related_to_a_pair(one_component):
+    """A path of matrix products leads there; where it leads everywhere, those paired with a member."""
+    g = rng()
+    intra, inter = (torch.randint(30, (n, 2), generator=g) for n in (10, 8))
+    if one_component:
+        inter = torch.stack([torch.arange(29), torch.arange(1, 30)], 1)
+    graph = TransitiveGraph(intra, inter, 30)
+    pairs = graph.sample(40, generator=g)
+    positive = matrix(graph.pairs, 30)
+    connected = torch.matrix_power(torch.eye(30).double() + positive, 30) > 0
+    assert torch.equal(graph.component[:, None] == graph.component, connected) and bool(connected.all()) == one_component
+    expected = connected[pairs[:, 0]] if not one_component else (positive[pairs[:, 0]] + positive[pairs[:, 1]] > 0)
+    assert torch.equal(graph.related(pairs), expected[:, pairs.T.flatten()]) and 0 < int(graph.related(pairs).sum()) < 40 * 80
+
+
 def test_mutual_neighbours():
     x, groups = torch.randn(40, 6, generator=rng()), torch.arange(40) // 4
     away = 1 - F.normalize(x, dim=1) @ F.normalize(x, dim=1).T
@@ -119,6 +136,17 @@ def test_negatives_never_share_an_id(columns, monkeypatch):
     assert torch.equal(seen[0], ~shared.repeat(1, 2)) and 0 < int(shared.sum()) < shared.numel()
 
 
+def test_members_related_to_a_pair_count_as_if_they_were_not_there():
+    a, b = (torch.randn(6, 4, generator=rng(i)) for i in range(2))
+    loss, ids, related = RankingLoss(3.0, negatives=12), torch.arange(6), torch.rand(6, 12, generator=rng(2)) < 0.4
+    single = [loss(a, b, ids, related=torch.ones(6, 12).bool().index_put_(tuple(at), torch.tensor(False))) for at in torch.nonzero(~related)]
+    torch.testing.assert_close(loss(a, b, ids, related=related), sum(single))
+    a.requires_grad_()
+    nothing_left = loss(a, b, ids, related=torch.ones(6, 12).bool())
+    nothing_left.backward()
+    assert float(nothing_left.detach()) == 0 and (a.grad == 0).all()
+
+
 def test_the_hardest_are_chosen_and_only_violators():
     hinge = torch.rand(20, 50, generator=rng()) * (torch.rand(20, 50, generator=rng(1)) < 0.5)
     hard = RankingLoss(negatives=4).choose(hinge, 1.0)
@@ -138,6 +166,37 @@ def test_no_gradient_from_negatives_that_do_not_violate():
     loss = RankingLoss(0.5, 6)(z[::2], z[1::2], torch.arange(3))  # the third pair is opposite of the others
     (grad,) = torch.autograd.grad(loss, angle)
     assert (grad[:4] != 0).all() and (grad[4:] == 0).all()
+
+
+def test_autocast_rounds_neither_the_loss_nor_the_neighbours():
+    """In bfloat16 cosines near 1 are steps of 0.004: digits would have the wrong neighbours."""
+    pixels = digits()[0][:200].flatten(1).float() / 255
+    a, b = (torch.randn(16, 8, generator=rng(i)).bfloat16() for i in range(2))
+    loss, low = RankingLoss(0.5, negatives=32), a.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        edges, found = mutual_knn_edges(pixels, 2), loss(low, b, torch.arange(16))
+    found.backward()
+    assert torch.equal(edges, mutual_knn_edges(pixels, 2)) and found.dtype == torch.float32
+    torch.testing.assert_close(found.detach(), loss(a.float(), b.float(), torch.arange(16)))
+    assert low.grad.isfinite().all() and (low.grad != 0).any()
+    method = build("transitive", **OPTIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = method(batch(method, 24), 99)["loss"]
+    found.backward()
+    assert found.dtype == torch.float32 and all(p.grad.isfinite().all() for p in method.network.parameters())
+
+
+@pytest.mark.parametrize("step", [0, 99])  # random negatives, and half of them hard
+def test_what_the_graph_connects_is_never_a_negative(step, monkeypatch):
+    graphs, sampled, chosen = [], [], []
+    sample, choose = TransitiveGraph.sample, RankingLoss.choose
+    monkeypatch.setattr(TransitiveGraph, "sample", lambda self, *a: graphs.append(self) or sampled.append(sample(self, *a)) or sampled[-1])
+    monkeypatch.setattr(RankingLoss, "choose", lambda *a: chosen.append(choose(*a)) or chosen[-1])
+    method = build("transitive", **{**OPTIONS, "pairs": 200})
+    method(batch(method, 24), step)
+    connected = torch.matrix_power(torch.eye(72).double() + matrix(graphs[0].pairs, 72), 72) > 0
+    at, negative = torch.nonzero(chosen[0]).T
+    assert len(at) > 100 and not connected[sampled[0][at, 0], sampled[0].T.flatten()[negative]].any()
 
 
 @pytest.mark.parametrize("edges", ["pixels", "start"])
@@ -173,7 +232,14 @@ def test_a_batch_without_edges_gives_a_valid_step():
     assert float(out["loss"].detach()) == 0
 
 
-@pytest.mark.parametrize("options, message", [({"views": [{"size": 8}]}, "a plain one"), ({"types": []}, "name one or more")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"views": [{"size": 8}]}, "a plain one"),
+        ({"types": []}, "name one or more"),
+        ({"neighbors": 6}, "neighbors: 6 in batches of 12 images .* at most 5"),
+    ],
+)
 def test_options_that_do_not_fit(options, message):
     with pytest.raises((ValueError, UserError), match=message):
         build("transitive", **{**OPTIONS, **options})
@@ -203,7 +269,7 @@ def few_shot_accuracy(types, seed, split, steps=300):
         pairs = graph.sample(128, types)
         z = network(views[pairs.T.flatten()])
         optimizer.zero_grad()
-        loss(*z.chunk(2), pairs % 1000, 0.0 if step < steps // 3 else 0.5).backward()
+        loss(*z.chunk(2), pairs % 1000, 0.0 if step < steps // 3 else 0.5, graph.related(pairs)).backward()
         optimizer.step()
     network.eval()
     with torch.no_grad():
@@ -223,6 +289,16 @@ def test_transitive_pairs_are_worth_more_than_both_kinds_of_edges(over_seeds):
     found = over_seeds(lambda seed: {name: few_shot_accuracy(types, seed, seed + 1) for name, types in kinds.items()})
     assert (found["transitive"] - found["both"]).mean() >= 0.02
     assert (found["transitive"] - found["intra"]).mean() >= 0.06
+
+
+@pytest.mark.slow
+def test_the_shipped_config_beats_random_weights(over_seeds, tmp_path):
+    found = over_seeds(lambda seed: learnt(judged_run("transitive", tmp_path, seed)))
+    assert found["gain"].mean() >= 0.3
+
+
+def test_the_shipped_config_resumes_to_the_same_weights(tmp_path):
+    resumes_to_the_same_weights("transitive", tmp_path)
 
 
 def test_the_shipped_config_trains(tmp_path):

@@ -13,7 +13,7 @@ BatchNorms use the batch in hand, and their running statistics are the online ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from pcssl.schedules import cosine, linear
 Count = Annotated[int, Range(1)]
 Part = Annotated[float, Range(0, 1)]
 Layout = Literal["cascaded", "parallel"]
+TargetInit = Literal["copy", "reset"]
 
 MYOW_VIEWS = (
     ViewConfig(count=2, size=32, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2),
@@ -62,7 +63,8 @@ class ViewMiner(nn.Module):
 
         ValueError when nothing is left for a row.
         """
-        similarity = F.normalize(y.float(), dim=1) @ F.normalize(pool.float(), dim=1).T
+        with torch.autocast(y.device.type, enabled=False):  # rounded to bfloat16 many of the pool are as near
+            similarity = F.normalize(y.float(), dim=1) @ F.normalize(pool.float(), dim=1).T
         left = torch.full((len(y),), len(pool), device=y.device)
         if exclude is not None:
             similarity, left = similarity.masked_fill(exclude, -torch.inf), (~exclude).sum(1)
@@ -90,26 +92,35 @@ class MYOWNetwork(nn.Module):
     """Both losses of MYOW around any encoder that gives (B, D): images, point clouds, neural activity.
 
     projector: (D) -> (Z). mined_projector: (Z), or (D) when parallel, -> (V). predictor: (Z) -> (Z).
-    mined_predictor: (V) -> (V). k: see `ViewMiner`. Call `target.update(online, momentum)` after every step.
+    mined_predictor: (V) -> (V). k: see `ViewMiner`. symmetric, target_init: see `MYOWConfig`.
+    Call `target.update(online, momentum)` after every step. ValueError for a layout or target_init that there is not.
     """
 
     def __init__(
         self, encoder: nn.Module, projector: nn.Module, mined_projector: nn.Module, predictor: nn.Module,
-        mined_predictor: nn.Module, layout: Layout = "cascaded", k: int = 1,
+        mined_predictor: nn.Module, layout: Layout = "cascaded", k: int = 1, symmetric: bool = True, target_init: TargetInit = "copy",
     ):  # fmt: skip
         super().__init__()
+        for name, value, known in (("layout", layout, get_args(Layout)), ("target_init", target_init, get_args(TargetInit))):
+            if value not in known:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(known)}")
         self.online = Branch(encoder, projector, mined_projector, layout)
         self.target = Teacher(self.online, batch_statistics=True)
+        if target_init == "reset":
+            for layer in self.target.network.encoder.modules():
+                if hasattr(layer, "reset_parameters"):
+                    layer.reset_parameters()
         self.predictor, self.mined_predictor = predictor, mined_predictor
-        self.miner = ViewMiner(k)
+        self.miner, self.symmetric = ViewMiner(k), symmetric
 
     def augmented_loss(self, a: Tensor, b: Tensor) -> Tensor:
-        """BYOL between two views (B, ...) of the same images, both ways."""
+        """BYOL between two views (B, ...) of the same images: b predicted from a and, when symmetric, a from b."""
         target = self.target.network
+        ways = ((a, b), (b, a))[: 1 + self.symmetric]
         with torch.no_grad():
-            wanted = [target.projector(target.encoder(x)) for x in (b, a)]
-        found = [self.predictor(self.online.projector(self.online.encoder(x))) for x in (a, b)]
-        return sum(prediction_distance(p, t) for p, t in zip(found, wanted)) / 2
+            wanted = [target.projector(target.encoder(x)) for _, x in ways]
+        found = [self.predictor(self.online.projector(self.online.encoder(x))) for x, _ in ways]
+        return sum(prediction_distance(p, t) for p, t in zip(found, wanted)) / len(ways)
 
     def mined_loss(self, x: Tensor, pool: Tensor, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Anchors (B, ...) against their neighbours in a pool (L, ...). Returns the loss and the mined rows (B,)."""
@@ -126,8 +137,13 @@ class MYOWConfig:
     """views: two, and a milder one, from which neighbours are mined.
     hidden, out: of the projector and its predictor. mined_hidden, mined_out: of the second ones.
     layout: the second projector works on the first (cascaded), or on the representation. neighbors: k.
-    weight: of the mined term, after `warmup` and a ramp to `ramp_end`, parts of the run.
+    weight: w of the mined term in (augmented + w mined) / (1 + w), after `warmup` and a ramp to `ramp_end`, parts of
+        the run; myow-neuro's (1 - v) augmented + v mined is w = v / (1 - v).
+    symmetric: the augmented term both ways; or the first view predicts the second alone, in half the time (the
+        authors' for neural activity).
     momentum: of the target at the first and the last step, cosine between.
+    target_init: the target's encoder begins as a copy, or (myow-neuro) with its layers' weights drawn anew, as torch
+        draws them.
     """
 
     views: tuple[ViewConfig, ...] = MYOW_VIEWS
@@ -140,7 +156,9 @@ class MYOWConfig:
     weight: Annotated[float, Range(0)] = 1.0
     warmup: Part = 0.125
     ramp_end: Part = 0.1375
+    symmetric: bool = True
     momentum: tuple[Part, Part] = (0.98, 1.0)
+    target_init: TargetInit = "copy"
 
     def __post_init__(self) -> None:
         if self.ramp_end < self.warmup:
@@ -175,6 +193,8 @@ class MYOW(ImageObjective):
             head("byol", c.mined_out, c.mined_hidden, c.mined_out),
             c.layout,
             c.neighbors,
+            c.symmetric,
+            c.target_init,
         )
 
     def backbone(self) -> nn.Module:

@@ -8,7 +8,8 @@ loss on cosines. No training code of the paper is known; choosing negatives foll
 (xiaolonw/caffe-video_triplet), with half of them hard after a first part of the run with random ones only.
 
 Ours: inter edges are mutual nearest neighbours, within a batch for images; a track is one plain view and the
-other views of an image; every type of pair is drawn as often.
+other views of an image; every type of pair is drawn as often; negatives are of another connected component, see
+`TransitiveGraph.related`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +38,7 @@ Part = Annotated[float, Range(0, 1)]
 
 INTRA, INTER, ONE_MOVED, TRANSITIVE = range(4)  # A-A', A-B, A'-B, A'-B'
 TYPES = (INTRA, INTER, ONE_MOVED, TRANSITIVE)
+MOST = 0.9  # of the views in one component: too few are left as negatives
 
 
 def mutual_knn_edges(features: Tensor, k: int, groups: Tensor | None = None) -> Tensor:
@@ -43,7 +47,8 @@ def mutual_knn_edges(features: Tensor, k: int, groups: Tensor | None = None) -> 
     groups: (N,) rows of one group are never joined, nor counted among the k.
     """
     unit = F.normalize(features.float(), dim=1)
-    similarity = unit @ unit.T
+    with torch.autocast(unit.device.type, enabled=False):  # rounded to bfloat16 many neighbours are as near
+        similarity = unit @ unit.T
     apart = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     if groups is not None:
         apart &= groups[:, None] != groups
@@ -56,7 +61,7 @@ class TransitiveGraph:
     """Which of `nodes` views belong together. intra: (E1, 2) views of one instance. inter: (E2, 2) of two instances.
 
     pairs: (P, 2) int64, each once, the lower node first. types: (P,) INTRA, INTER, ONE_MOVED or TRANSITIVE, the first
-    of them where a pair is found in several ways.
+    of them where a pair is found in several ways. component: (nodes,) int64, equal for nodes that some path connects.
     """
 
     def __init__(self, intra: Tensor, inter: Tensor, nodes: int):
@@ -68,7 +73,9 @@ class TransitiveGraph:
         code, low, high = code[low < high], low[low < high], high[low < high]
         order = torch.argsort((low * nodes + high) * len(TYPES) + code)
         pairs, count = torch.unique_consecutive(torch.stack([low, high], 1)[order], dim=0, return_counts=True)
-        self.pairs, self.types = pairs, code[order][count.cumsum(0) - count]
+        self.nodes, self.pairs, self.types = nodes, pairs, code[order][count.cumsum(0) - count]
+        edges = coo_array((torch.ones(len(pairs)).numpy(), pairs.T.cpu().numpy()), shape=(nodes, nodes))
+        self.component = torch.from_numpy(connected_components(edges, directed=False)[1]).long().to(pairs.device)
 
     def sample(self, count: int, types: Sequence[int] = TYPES, generator: torch.Generator | None = None) -> Tensor:
         """(count, 2) pairs in random order of their members, with replacement, every type that there is as often.
@@ -84,6 +91,24 @@ class TransitiveGraph:
         drawn = torch.cat(parts)
         turned = torch.rand(len(drawn), generator=generator, device=device) < 0.5
         return torch.where(turned[:, None], drawn.flip(1), drawn)
+
+    def related(self, pairs: Tensor) -> Tensor:
+        """Which members of `pairs` (P, 2) of this graph are no negatives of each: (P, 2 P) bool, the first members, then the second.
+
+        Those of its connected component, most of which look alike although the graph does not pair them. Where these
+        are more than `MOST` of all members (components of mutual k-NN merge as k grows), those that are paired with
+        one of its members, of any type.
+        """
+        others = pairs.T.flatten()
+        found = self.component[pairs[:, :1]] == self.component[others]
+        crowded = found.float().mean(1) > MOST
+        found[crowded] = self.paired(pairs[crowded, :1], others) | self.paired(pairs[crowded, 1:], others)
+        return found
+
+    def paired(self, a: Tensor, b: Tensor) -> Tensor:
+        """Whether nodes a and b, of shapes that broadcast, are a pair of the graph, which has one at least."""
+        known, wanted = ((torch.minimum(*x) * self.nodes + torch.maximum(*x)) for x in (self.pairs.T, (a, b)))
+        return known[torch.searchsorted(known, wanted).clamp(max=len(known) - 1)] == wanted
 
 
 def _joined(first: Tensor, second: Tensor, nodes: int) -> Tensor:
@@ -107,18 +132,20 @@ class RankingLoss(nn.Module):
         super().__init__()
         self.margin, self.negatives = margin, negatives
 
-    def forward(self, a: Tensor, b: Tensor, ids: Tensor, hard_ratio: float = 0.5) -> Tensor:
+    def forward(self, a: Tensor, b: Tensor, ids: Tensor, hard_ratio: float = 0.5, related: Tensor | None = None) -> Tensor:
         """a, b: (P, D) the members of every pair. ids: (P,) or (P, k); pairs that share one are not each other's negatives.
 
-        The sum of hinges over 2 P `negatives`.
+        related: (P, 2 P) bool, further members, of a and then of b, that are no negatives of a pair.
+        The sum of hinges over 2 P `negatives`; 0 of a pair that has none.
         """
         a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
         ids = ids.view(len(a), -1)
         others = torch.cat([a, b])
         near = (a * b).sum(1, keepdim=True)
-        hinge = sum(F.relu(x @ others.T - near + self.margin) for x in (a, b))  # (P, 2 P), both members
-        shared = (ids[:, None, :, None] == ids[None, :, None, :]).flatten(2).any(2)
-        hinge = hinge.masked_fill(shared.repeat(1, 2), 0)
+        with torch.autocast(a.device.type, enabled=False):
+            hinge = sum(F.relu(x @ others.T - near + self.margin) for x in (a, b))  # (P, 2 P), both members
+        excluded = (ids[:, None, :, None] == ids[None, :, None, :]).flatten(2).any(2).repeat(1, 2)
+        hinge = hinge.masked_fill(excluded if related is None else excluded | related, 0)
         return hinge[self.choose(hinge.detach(), hard_ratio)].sum() / (2 * self.negatives * len(a))
 
     def choose(self, hinge: Tensor, hard_ratio: float) -> Tensor:
@@ -139,7 +166,8 @@ class TransitiveConfig:
     """views: a plain one, in which neighbours are found, and one or more moved ones.
     edges: neighbours by the pixels of the plain view, or by the features of the network as it is before the first step
         (with `init`, of a checkpoint; the paper: a network trained by context prediction).
-    neighbors: k of the mutual nearest neighbours in the batch.
+    neighbors: k of the mutual nearest neighbours in the batch, of more than 2 k images: so many a pair of two images
+        may be paired with.
     types: of the pairs: intra (A-A'), inter (A-B), one_moved (A'-B), transitive (A'-B').
     pairs: positives of a step. margin, negatives, hard_ratio: see `RankingLoss`; random_first: part of the run with
         random negatives only, against collapse.
@@ -171,6 +199,11 @@ class Transitive(ImageObjective):
         super().__init__(config, backbone, data, total_steps)
         if sum(view.count for view in config.views) < 2:
             raise ValueError("views: transitive needs a plain one and one moved one at least")
+        if data.batch_size <= 2 * config.neighbors:
+            raise ValueError(
+                f"neighbors: {config.neighbors} in batches of {data.batch_size} images can leave a pair without negatives; "
+                f"take at most {(data.batch_size - 1) // 2}, or larger batches"
+            )
         self.network = Embedder(backbone, head("simclr", backbone.channels[-1], config.hidden, config.out))
         self.start = copy.deepcopy(backbone).eval().requires_grad_(False) if config.edges == "start" else None
         self.loss = RankingLoss(config.margin, config.negatives)
@@ -196,7 +229,7 @@ class Transitive(ImageObjective):
         if len(pairs):
             a, b = pairs.T
             ratio = c.hard_ratio if step >= c.random_first * self.total_steps else 0.0
-            out["loss"] = self.loss(z[a], z[b], batch.index[pairs % images], ratio)
+            out["loss"] = self.loss(z[a], z[b], batch.index[pairs % images], ratio, graph.related(pairs))
         else:  # a batch without an edge has no gradient but stays valid
             out["loss"] = 0 * z.sum()
         return {**out, **self.health("student", embedding)}
