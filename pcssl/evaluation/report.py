@@ -112,7 +112,7 @@ def image_markdown(found: dict[str, Any]) -> str:
     if "robustness" in found:
         parts += ["## Corrupted images", robustness_table(found["robustness"])]
         for source, rates in found["robustness"].items():
-            parts += [f"## Classes: {source}", _groups(rates)]
+            parts += [f"## Classes: {source}", _classwise(data["classes"], rates)]
     parts += ["## Protocol", "\n".join(f"- {key}: {value}" for key, value in found["protocol"].items())]
     parts.append("\n".join(f"- {key}: {value}" for key, value in found.get("machine", {}).items()))
     return "\n\n".join(parts) + "\n"
@@ -134,10 +134,10 @@ def robustness_table(found: dict[str, dict[str, Any]]) -> str:
     return _grid(["", *changes], rows)
 
 
-def _groups(rates: dict[str, dict[str, Any]]) -> str:
-    """A row a class, and what becomes of them: percent."""
-    groups = list(next(iter(rates.values()))["groups"])
-    rows = [[group, *(f"{100 * r['groups'][group]:.1f}" for r in rates.values())] for group in groups]
+def _classwise(classes: list[str], rates: dict[str, dict[str, Any]]) -> str:
+    """A row a class that was scored, and by how much the best is above the worst: percent."""
+    scored = next(iter(rates.values()))["groups"]
+    rows = [[name, *(f"{100 * r['groups'][name]:.1f}" for r in rates.values())] for name in classes if name in scored]
     rows.append(["gap", *(f"{100 * r['gap']:.1f}" for r in rates.values())])
     rows.append(["disparate", *("yes" if r["disparate"] else "no" for r in rates.values())])
     return _grid(["", *rates], rows)
