@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
-from test_image_objectives import batch, build, judged_run, learnt, rng
+from image_checks import SHORT, restored, resumes_to_the_same_weights
+from test_image_objectives import batch, build, judged_run, learnt, rng, train
 
+from pcssl.cli import main
 from pcssl.config import component
-from pcssl.evaluation.layers import principal, probe_layers, weight_inequality
+from pcssl.evaluation.images import features_of
+from pcssl.evaluation.layers import head_layers, principal, probe_layers, weight_inequality
 from pcssl.evaluation.ridge import RidgeProbe
 from pcssl.image.views import ViewConfig, draw, make_views
+from pcssl.models.heads import Prototypes, head
 from pcssl.objectives.contrast import NTXent
 from pcssl.objectives.image import Embedder
 from pcssl.objectives.projection_head import (
@@ -21,6 +26,7 @@ from pcssl.objectives.projection_head import (
     projection,
     spectral_solution,
 )
+from pcssl.registry import create
 
 SMALL = {"views": [{"count": 2, "size": 8}], "hidden": 32, "out": 16}
 
@@ -187,7 +193,52 @@ def test_probes_of_layers_see_weights_that_standardised_ones_cannot():
     assert with_wide["strong"]["ridge"] != found["strong"]["ridge"] or with_wide["strong"]["10-nn"] != found["strong"]["10-nn"]
 
 
+def test_layers_of_a_head_are_what_enters_its_linear_layers_and_what_leaves_it():
+    x = torch.randn(5, 8, generator=rng())
+    mlp = torch.nn.Sequential(*head("dino_bn", 8, 16, 4)).eval()
+    found = head_layers(mlp, x)
+    assert list(found) == ["pre", "hidden 1", "hidden 2", "post"] and torch.equal(found["pre"], x)
+    assert torch.equal(found["hidden 1"], mlp[:3](x)) and torch.equal(found["hidden 2"], mlp[:6](x)) and torch.equal(found["post"], mlp(x))
+    on_prototypes = head_layers(torch.nn.Sequential(mlp, Prototypes(4, 100)), x)
+    assert all(torch.equal(v, on_prototypes[k]) for k, v in found.items())
+    assert list(head_layers(FixedReweightHead(8), x)) == list(head_layers(torch.nn.Linear(8, 4), x)) == ["pre", "post"]
+
+
+def test_the_probe_command_scores_the_layers_of_a_checkpoints_head(tmp_path, capsys):
+    out = ["--data", "configs/image/data/digits.yaml", "--out", str(tmp_path), "probe.layers=true", "probe.floors=false", "dataset.val=1600"]
+    path = train("simclr", tmp_path / "simclr", *SHORT)
+    assert main(["probe", "--checkpoint", str(path), *out]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["layers"]
+    assert list(found) == ["pre", "hidden 1", "post"]
+    assert all(0 < layer[name] <= 1 for layer in found.values() for name in ("ridge", "10-nn"))
+    row = f"| post | {100 * found['post']['ridge']:.1f} |"
+    assert row in capsys.readouterr().out and row in (tmp_path / "report.md").read_text()
+    # Below the head stands what is called the model's features.
+    network, digits = restored(path).network, create("dataset", "digits", val=1600)
+    sets = [features_of(lambda v: network.embed(2 * v - 1).detach(), digits.images(split), 8, 1) for split in ("train", "val")]
+    known, query = ({"pre": x, "post": network.head(x).detach()} for x, _ in sets)
+    assert probe_layers(known, sets[0][1], query, sets[1][1], 10)["post"] == pytest.approx(found["post"])
+    assert main(["probe", "--checkpoint", str(train("mae", tmp_path / "mae", *SHORT)), *out]) == 2
+    assert "mae has no head on whole images" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- the objective
+
+
+@pytest.mark.parametrize("loss", [NTXent(0.5), SpectralLoss()])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_losses_are_exact_on_bfloat16(loss, autocast):
+    a, b = (torch.randn(12, 6, generator=rng(i)).bfloat16().requires_grad_() for i in (0, 1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = loss(a, b)
+    found.backward()
+    assert found.dtype == torch.float32 and a.grad.isfinite().all() and b.grad.isfinite().all()
+    close = 1e-2 if autocast and isinstance(loss, NTXent) else 1e-6  # whose products are autocast's
+    torch.testing.assert_close(found, loss(a.detach().float(), b.detach().float()), rtol=close, atol=0)
+
+
+def test_simclr_resumes_to_the_same_weights(tmp_path):
+    resumes_to_the_same_weights("simclr", tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["none", "linear", "mlp", "fixed"])
@@ -249,11 +300,15 @@ def test_what_views_lose_is_still_there_below_the_head(over_seeds):
 
     def measure(seed):
         runs = {kind: study(kind, seed, seed + 1) for kind in ("none", "mlp", "fixed")}
-        for kind in ("mlp", "fixed"):
-            assert runs[kind]["pre"]["inequality"] < runs[kind]["post"]["inequality"]
-        return {f"{kind}, {layer}": run[layer]["ridge"] for kind, run in runs.items() for layer in run}
+        scores = {f"{kind}, {layer}": run[layer]["ridge"] for kind, run in runs.items() for layer in run}
+        # Of the 64 singular values; `rank` is that of their squares, by which the MLP's layers are alike.
+        ranks = {f"rank, {kind}, {layer}": 64 * math.exp(-run[layer]["inequality"]) for kind, run in runs.items() for layer in run}
+        return scores | ranks
 
-    found = {name: value.mean() for name, value in over_seeds(measure).items()}
+    found = over_seeds(measure)
+    for kind in ("mlp", "fixed"):
+        assert (found[f"rank, {kind}, pre"] > found[f"rank, {kind}, post"]).all()
+    found = {name: value.mean() for name, value in found.items()}
     assert found["mlp, pre"] >= found["none, pre"] + 0.04
     assert found["mlp, pre"] >= found["mlp, post"] + 0.12  # aim 0.15
     assert found["fixed, pre"] >= found["none, pre"] + 0.04

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -24,6 +25,10 @@ from pcssl.analysis.robustness import (
     rotate,
     shift,
 )
+from pcssl.cli import main
+from pcssl.evaluation import NearestNeighborProbe, load_image_model
+from pcssl.evaluation.images import features_of
+from pcssl.registry import create
 
 GROUPS = ["old", "young", "old", "old", "young", "young"]
 
@@ -35,7 +40,9 @@ def rng(seed=0):
 def test_rates_of_a_small_table():
     found = rates(torch.tensor([1, 0, 1, 0, 0, 0]).bool(), GROUPS)
     assert found.overall == pytest.approx(1 / 3) and found.groups == {"old": pytest.approx(2 / 3), "young": 0}
-    assert found.gap == pytest.approx(2 / 3)
+    assert found.gap == pytest.approx(2 / 3) and found.disparate
+    assert not GroupRates(0.5, {"old": 0.4, "young": 0.59}).disparate
+    assert found.summary() == {"overall": found.overall, "groups": found.groups, "gap": found.gap, "disparate": True}
     with pytest.raises(ValueError, match="groups: 6 for 5 samples"):
         rates(torch.ones(5), GROUPS)
 
@@ -95,6 +102,28 @@ def test_a_sweep_scores_clean_and_corrupted_images():
     x[:2, :, :, 0] = 1  # bright first column, which a shift moves away
     found = corruption_sweep(lambda v: (v[:, 0, 0, 0] > 0.5).long(), x, torch.tensor([1, 1, 0, 0]), {"shift": shift})
     assert found == {"clean": 1.0, "shift": 0.5}
+
+
+def test_the_probe_command_reports_corruptions_and_classes(tmp_path, capsys):
+    path = train("swav", tmp_path / "swav", *SHORT)
+    options = ["probe.robustness=true", "probe.seeds=1", "probe.neighbors=[5]", "dataset.val=1600"]
+    assert main(["probe", "--checkpoint", str(path), "--data", "configs/image/data/digits.yaml", "--out", str(tmp_path), *options]) == 0
+    every = json.loads((tmp_path / "results.json").read_text())
+    found, scored = every["robustness"], every["results"]
+    assert all(list(rates) == ["clean", *CORRUPTIONS, "precision at 5"] for rates in found.values())
+    for source in ("trained", "pixels"):
+        assert found[source]["clean"]["overall"] == pytest.approx(scored[source]["5-nn"]["accuracy"]["mean"])
+    # The same by hand.
+    model, data = load_image_model(path), create("dataset", "digits", val=1600)
+    (x, y), (query, known) = (features_of(lambda v: v, data.images(split), 8, 1) for split in ("train", "val"))
+    nearest = NearestNeighborProbe.fit(model.embed(x), y, 10)
+    by_hand = corruption_sweep(lambda v: nearest(model.embed(v), (5,))[0], query, known, {"rotate": rotate, "blur": blur})
+    assert all(found["trained"][name]["overall"] == pytest.approx(score, abs=2e-3) for name, score in by_hand.items())
+    right = nearest(model.embed(query), (5,))[0] == known
+    assert found["trained"]["clean"]["groups"]["7"] == pytest.approx(float(right[known == 7].float().mean()), abs=1e-2)
+    page = (tmp_path / "report.md").read_text()
+    assert "## Classes: trained" in page and f"| 7 | {100 * found['trained']['clean']['groups']['7']:.1f} |" in page
+    assert f"(gap {100 * found['pixels']['noise']['gap']:.1f})" in capsys.readouterr().out
 
 
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):

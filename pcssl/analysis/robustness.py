@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from pcssl.image.views import gaussian_blur
 
+DISPARATE = 0.2
 BLOCK = 4_096  # queries compared at once: bounds the similarity matrix
 
 
@@ -30,8 +32,17 @@ class GroupRates:
 
     @property
     def gap(self) -> float:
-        """The best served group's rate less the worst's; the paper calls label association disparate above 0.2."""
+        """The best served group's rate less the worst's."""
         return max(self.groups.values()) - min(self.groups.values())
+
+    @property
+    def disparate(self) -> bool:
+        """Whether the gap is above the paper's threshold for the association of labels."""
+        return self.gap > DISPARATE
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values: {"overall", "groups", "gap", "disparate"}."""
+        return {"overall": self.overall, "groups": dict(self.groups), "gap": self.gap, "disparate": self.disparate}
 
 
 def rates(values: Tensor, groups: Sequence[Hashable]) -> GroupRates:

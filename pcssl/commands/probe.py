@@ -30,7 +30,15 @@ from pcssl.evaluation import (
     probe_images,
 )
 from pcssl.evaluation.ceilings import budget
-from pcssl.evaluation.report import instance_table, markdown, ratios, table
+from pcssl.evaluation.report import (
+    image_markdown,
+    instance_table,
+    layer_table,
+    markdown,
+    ratios,
+    robustness_table,
+    table,
+)
 from pcssl.image.datasets import ImageSource
 from pcssl.sparse import current_engine, use_engine
 from pcssl.training.trainer import pick_device
@@ -44,6 +52,7 @@ frozen features, beside random weights and input features, under one declared pr
   python tools/probe.py --checkpoint runs/msm_rooms/checkpoint.pt --data configs/data/rooms.yaml
   python tools/probe.py --checkpoint X --data Y --heads linear,nn,few,clusters --levels
   python tools/probe.py --checkpoint runs/image/dino/checkpoint.pt --data configs/image/data/digits.yaml
+  python tools/probe.py --checkpoint X --data configs/image/data/digits.yaml probe.layers=true probe.robustness=true
 
 Writes results.json, report.md and pictures to --out. Features are kept in --cache, so that another
 head on the same checkpoint does not run the network again.
@@ -98,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"cannot write results to {out}: {error.strerror}; choose another folder with --out") from error
     # The checkpoint is opened first: a wrong path should not cost the making of a dataset.
     if isinstance(job, ImageProbeJob):
-        load_image_model(args.checkpoint)
+        load_image_model(args.checkpoint, with_head=job.probe.layers)
         probe_images_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device)
         return 0
     load_model(args.checkpoint)
@@ -164,11 +173,11 @@ def probe_and_report(
 def probe_images_and_report(
     checkpoint: str | Path, data: ImageSource, config: ImageProbeConfig, out: Path, device: str
 ) -> None:
-    """Probe a checkpoint on images, write results.json to `out`, print the table."""
+    """Probe a checkpoint on images, write results.json and report.md to `out`, print the tables."""
     if not isinstance(data, ImageSource):
         raise UserError("the checkpoint was trained on images; name a dataset of images")
     begin = time.monotonic()
-    model = load_image_model(checkpoint, pick_device(device))
+    model = load_image_model(checkpoint, pick_device(device), config.layers)
     warnings = leakage(model.card, data.images(config.val_split), config.val_split, "image")
     for warning in warnings:
         print(f"probe: warning: {warning}", file=sys.stderr)
@@ -178,8 +187,13 @@ def probe_images_and_report(
         "machine": describe_machine() | {"seconds": round(time.monotonic() - begin, 1)},
     }
     write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "report.md", image_markdown(found))
     heads = list(next(iter(found["results"].values())))
-    print(f"{table(found['results'], heads)}\n\nresults      {out / 'results.json'}")
+    print(table(found["results"], heads))
+    for part, as_table in (("layers", layer_table), ("robustness", robustness_table)):
+        if part in found:
+            print(f"\n{as_table(found[part])}")
+    print(f"\nresults      {out / 'results.json'}\nreport       {out / 'report.md'}")
 
 
 def group_scores(results: dict[str, Any], groups: dict[str, tuple[int, ...]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -1,30 +1,39 @@
-"""How good an image backbone's features are: nearest neighbours and ridge regression, beside two floors."""
+"""How good an image backbone's features are: nearest neighbours and ridge regression, beside two floors.
+
+On request also which layer of the head above it is the best, and how it bears corrupted images and serves each class.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pcssl.config import ComponentConfig, Range
+from pcssl.analysis.robustness import CORRUPTIONS, rates, retrieval_precision
+from pcssl.config import ComponentConfig, Range, component, from_dict
 from pcssl.errors import UserError
+from pcssl.evaluation.layers import head_layers, probe_layers
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.ridge import RidgeProbe
 from pcssl.image.datasets import ImageSource
 from pcssl.image.picture import Picture, resized
+from pcssl.image.settings import ImageData
 from pcssl.image.tokens import pooled
 from pcssl.models.checkpoints import load_state
 from pcssl.models.checkpoints.run import backbone_state
 from pcssl.models.checkpoints.weights import model_config
+from pcssl.objectives.image import Embedder
 from pcssl.training.checkpoint import load_checkpoint
 
 Count = Annotated[int, Range(1)]
 BATCH = 256
+Features = Callable[[Tensor], Tensor]  # of images (B, C, H, W) in 0..1
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class ImageProbeConfig:
     train_split, val_split: images to fit and to score on, each resized as a whole to `size` px square; None = the
         largest view of the training. neighbors: of the k-NN votes. few: labels a class.
     floors: also random weights and pixels. seeds: of the random weights and of the draws of few labels.
+    layers: also every layer of the training's projection head, see `probe_layers`.
+    robustness: also corrupted images and every class alone, by votes of the last of `neighbors`.
     """
 
     heads: tuple[Literal["ridge", "nn", "few"], ...] = ("ridge", "nn")
@@ -43,17 +54,22 @@ class ImageProbeConfig:
     few: tuple[Count, ...] = (5,)
     floors: bool = True
     seeds: Count = 3
+    layers: bool = False
+    robustness: bool = False
 
 
 @dataclass(frozen=True)
 class ImageModel:
-    """backbone: in eval mode. model: its config. channels, size: of the images it takes. card: of its training."""
+    """backbone: in eval mode. model: its config. channels, size: of the images it takes. card: of its training.
+    head: what training put on its embeddings (B, D), in eval mode, if it was asked for.
+    """
 
     backbone: nn.Module
     model: ComponentConfig
     channels: int
     size: int
     card: dict[str, Any]
+    head: nn.Module | None = None
 
     @torch.no_grad()
     def embed(self, values: Tensor) -> Tensor:
@@ -61,15 +77,15 @@ class ImageModel:
         return embed(self.backbone, values)
 
     def with_random_weights(self, seed: int) -> ImageModel:
-        """The same architecture, freshly initialised."""
+        """The same architecture, freshly initialised, without the head."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fresh = self.model.build()
-        return replace(self, backbone=fresh.to(next(self.backbone.parameters()).device).eval())
+        return replace(self, backbone=fresh.to(next(self.backbone.parameters()).device).eval(), head=None)
 
 
-def load_image_model(path: str | Path, device: torch.device | str = "cpu") -> ImageModel:
-    """A checkpoint of a run on images."""
+def load_image_model(path: str | Path, device: torch.device | str = "cpu", with_head: bool = False) -> ImageModel:
+    """A checkpoint of a run on images. with_head: also the head; UserError if the method has none on whole images."""
     content = load_checkpoint(path)
     config = content["config"]
     if config.get("kind") != "images":
@@ -78,7 +94,21 @@ def load_image_model(path: str | Path, device: torch.device | str = "cpu") -> Im
     backbone = model.build()
     load_state(backbone, backbone_state(content), str(path))
     size = max(view["size"] for view in config["objective"]["views"])
-    return ImageModel(backbone.to(device).eval(), model, config["data"]["channels"], size, content["card"] | {"step": content["step"]})
+    head = _projection_head(content, model.build(), path).to(device).eval() if with_head else None
+    card = content["card"] | {"step": content["step"]}
+    return ImageModel(backbone.to(device).eval(), model, config["data"]["channels"], size, card, head)
+
+
+def _projection_head(content: dict[str, Any], backbone: nn.Module, path: str | Path) -> nn.Module:
+    """The head beside the backbone that a checkpoint offers for evaluation."""
+    options = dict(content["config"]["objective"])
+    name, data = options.pop("name"), from_dict(content["config"]["data"], ImageData, str(path))
+    objective = component("objective", name, **options).build(backbone, data, content["total_steps"])
+    load_state(objective, content["objective"], str(path))
+    owner = objective.get_submodule(content["backbone_prefix"].rpartition(".backbone.")[0])
+    if not isinstance(owner, Embedder):
+        raise UserError(f"{path}: {name} has no head on whole images whose layers could be scored; leave out probe.layers")
+    return owner.head
 
 
 @torch.no_grad()
@@ -94,30 +124,65 @@ def embed(backbone: nn.Module, values: Tensor) -> Tensor:
 def probe_images(model: ImageModel, data: ImageSource, config: ImageProbeConfig) -> dict[str, Any]:
     """Every head on a model, on random weights and on pixels.
 
-    Returns plain values: {"protocol", "data", "results": {source: {head: {"accuracy": {"mean", "std", "runs"}}}}}.
-    UserError when the dataset has no labels.
+    Returns plain values: {"protocol", "data", "results": {source: {head: {"accuracy": {"mean", "std", "runs"}}}}}, and
+    if asked for "layers" (see `probe_layers`) and "robustness": {source: {what: see `GroupRates.summary`}}.
+    UserError when the dataset has no labels. ValueError when layers are asked of a model without a head.
     """
+    if config.layers and model.head is None:
+        raise ValueError("layers: load the model with_head=True")
     if not data.classes:
         raise UserError(f"{data.name} has no labels to score; a probe needs a folder a class")
     size, classes = config.size or model.size, len(data.classes)
     train, val = (data.images(split) for split in (config.train_split, config.val_split))
 
-    def scored(features: Callable[[Tensor], Tensor], seed: int) -> dict[str, float]:
-        sets = [features_of(features, split, size, model.channels) for split in (train, val)]
-        return accuracies(*sets[0], *sets[1], classes, config, seed)
+    def features_of_both(features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return *features_of(features, train, size, model.channels), *features_of(features, val, size, model.channels)
+
+    def corrupted(features: Features, change: Features) -> Tensor:
+        return features_of(lambda x: features(change(x)), val, size, model.channels)[0]
 
     def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
         return {head: {"accuracy": _spread([run[head] for run in runs])} for head in runs[0]}
 
     seeds = range(config.seeds)
-    results = {"trained": summary([scored(model.embed, seed) for seed in (seeds if "few" in config.heads else [0])])}
+    sources = {"trained": model.embed} | ({"pixels": lambda x: x.flatten(1)} if config.floors else {})
+    sets = {source: features_of_both(features) for source, features in sources.items()}
+    results = {
+        source: summary([accuracies(*found, classes, config, seed) for seed in (seeds if "few" in config.heads else [0])])
+        for source, found in sets.items()
+    }
     if config.floors:
-        results["random weights"] = summary([scored(model.with_random_weights(seed).embed, seed) for seed in seeds])
-        results["pixels"] = summary([scored(lambda x: x.flatten(1), seed) for seed in (seeds if "few" in config.heads else [0])])
+        fresh = [accuracies(*features_of_both(model.with_random_weights(seed).embed), classes, config, seed) for seed in seeds]
+        results = {"trained": results["trained"], "random weights": summary(fresh), "pixels": results["pixels"]}
     described = {
         "root": data.name, "label": "class", "classes": list(data.classes), "train_images": len(train), "val_images": len(val),
     }  # fmt: skip
-    return {"protocol": asdict(config) | {"size": size}, "data": described, "results": results}
+    found = {"protocol": asdict(config) | {"size": size}, "data": described, "results": results}
+    if config.layers:
+        x, y, query, expected = sets["trained"]
+        found["layers"] = probe_layers(head_layers(model.head, x), y, head_layers(model.head, query), expected, classes)
+    if config.robustness:
+        found["robustness"] = {
+            source: robustness(*sets[source], partial(corrupted, features), data.classes, config.neighbors[-1])
+            for source, features in sources.items()
+        }
+    return found
+
+
+def robustness(
+    x: Tensor, y: Tensor, query: Tensor, expected: Tensor, corrupted: Callable[[Features], Tensor], classes: Sequence[str], k: int
+) -> dict[str, dict[str, Any]]:
+    """Share of right votes of k neighbours on clean and corrupted images, and of neighbours that are right, by class.
+
+    x, query: (M, D) and (N, D) features. y, expected: (M,) and (N,) labels. corrupted: a change of images -> the (N, D)
+    features of the changed ones.
+    """
+    probe, groups = NearestNeighborProbe.fit(x, y, len(classes)), [classes[i] for i in expected.tolist()]
+    versions = {"clean": query} | {name: corrupted(change) for name, change in CORRUPTIONS.items()}
+    found = {name: rates(probe(features, (k,))[0] == expected, groups) for name, features in versions.items()}
+    k = min(k, len(x))
+    found[f"precision at {k}"] = retrieval_precision(query, x, expected, y, groups, (k,))[k]
+    return {name: rate.summary() for name, rate in found.items()}
 
 
 def accuracies(
@@ -146,7 +211,7 @@ def few_rows(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def features_of(
-    features: Callable[[Tensor], Tensor], pictures: Sequence[Picture], size: int, channels: int, most: int | None = None
+    features: Features, pictures: Sequence[Picture], size: int, channels: int, most: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """(N, D) and labels (N,) of all labelled pictures, or `most` of them evenly spread; UserError if there are none."""
     rows = range(len(pictures)) if most is None or most >= len(pictures) else range(0, len(pictures), -(-len(pictures) // most))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.ridge import RidgeProbe
+from pcssl.models.heads import Prototypes
 from pcssl.statistics import effective_rank
 
 
@@ -33,6 +36,31 @@ def probe_layers(
             "inequality": weight_inequality(spread),
         }
     return found
+
+
+@torch.no_grad()
+def head_layers(head: nn.Module, features: Tensor) -> dict[str, Tensor]:
+    """What a head in eval mode makes of features (N, D), on the CPU: "pre", what enters each further linear layer, "post".
+
+    Scores of prototypes are not features: there, "post" is what is compared with them.
+    """
+    found = {"pre": features}
+    x = features.to(next((t.device for t in (*head.parameters(), *head.buffers())), "cpu"))
+    for i, step in enumerate(_steps(head)):
+        if isinstance(step, Prototypes):
+            break
+        if i and isinstance(step, nn.Linear):
+            found[f"hidden {len(found)}"] = x.cpu()
+        x = step(x)
+    return found | {"post": x.cpu()}
+
+
+def _steps(head: nn.Module) -> Iterator[nn.Module]:
+    if not isinstance(head, nn.Sequential):
+        yield head
+        return
+    for part in head:
+        yield from _steps(part)
 
 
 def principal(known: Tensor, query: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -97,6 +97,57 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def image_markdown(found: dict[str, Any]) -> str:
+    """The whole of results.json of images as a page."""
+    results, data = found["results"], found["data"]
+    every = list(dict.fromkeys(head for scores in results.values() for head in scores))
+    parts = [
+        "# How good the features are",
+        f"{data['root']}: {data['train_images']} images to fit on, {data['val_images']} to score on, {len(data['classes'])} "
+        f"classes. Checkpoint: {_described(found)}. Accuracy in percent, mean and standard deviation over runs.",
+        *(f"**{warning}**" for warning in found.get("warnings", [])),
+        _turned(every, results),
+    ]
+    if "layers" in found:
+        parts += ["## Layers of the head", "Below (pre) to above (post), at equal width.", layer_table(found["layers"])]
+    if "robustness" in found:
+        parts += ["## Corrupted images", robustness_table(found["robustness"])]
+        for source, rates in found["robustness"].items():
+            parts += [f"## Classes: {source}", _classwise(data["classes"], rates)]
+    parts += ["## Protocol", "\n".join(f"- {key}: {value}" for key, value in found["protocol"].items())]
+    parts.append("\n".join(f"- {key}: {value}" for key, value in found.get("machine", {}).items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def layer_table(found: dict[str, dict[str, float]]) -> str:
+    """Of `evaluation.layers.probe_layers`: accuracies in percent, the rest as it is."""
+    rows = [
+        [layer, f"{100 * s['ridge']:.1f}", f"{100 * s['10-nn']:.1f}", f"{s['rank']:.1f}", f"{s['inequality']:.2f}"]
+        for layer, s in found.items()
+    ]
+    return _grid(["layer", "ridge, %", "10-nn, %", "effective rank", "inequality"], rows)
+
+
+def robustness_table(found: dict[str, dict[str, Any]]) -> str:
+    """Of `evaluation.images.robustness`: percent, and by how much the best class is above the worst."""
+    changes = list(next(iter(found.values())))
+    rows = [[source, *(f"{100 * r[c]['overall']:.1f} (gap {100 * r[c]['gap']:.1f})" for c in changes)] for source, r in found.items()]
+    return _grid(["", *changes], rows)
+
+
+def _classwise(classes: list[str], rates: dict[str, dict[str, Any]]) -> str:
+    """A row a class that was scored, and by how much the best is above the worst: percent."""
+    scored = next(iter(rates.values()))["groups"]
+    rows = [[name, *(f"{100 * r['groups'][name]:.1f}" for r in rates.values())] for name in classes if name in scored]
+    rows.append(["gap", *(f"{100 * r['gap']:.1f}" for r in rates.values())])
+    rows.append(["disparate", *("yes" if r["disparate"] else "no" for r in rates.values())])
+    return _grid(["", *rates], rows)
+
+
+def _grid(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(r) + " |" for r in rows)])
+
+
 def _described(found: dict[str, Any]) -> str:
     card = found.get("checkpoint", {})
     known = [f"{key} {card[key]}" for key in ("path", "dataset", "split", "step") if key in card]

@@ -1,7 +1,12 @@
-"""MoCo v3: contrast with a momentum encoder, in-batch negatives.
+"""MoCo v3: contrast with a momentum encoder, in-batch negatives; and SimCLR's loss, which has no such encoder.
 
 Chen, Xie, He, "An Empirical Study of Training Self-Supervised Vision Transformers", ICCV 2021, arXiv 2104.02057; the
-defaults are those of the authors' code for ViTs (facebookresearch/moco-v3).
+defaults are those of the authors' code for ViTs (facebookresearch/moco-v3). The paper's: the loss and its scale, the
+projector and the predictor, the momentum's cosine, the patch embedding that stays random, batch statistics in the teacher.
+Ours: negatives are those of one device; any backbone may be used, with pooled tokens where there is no class token.
+
+NT-Xent: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, arXiv 2002.05709.
+The paper's: all other views of the batch are negatives, cosines over a temperature. Ours: negatives of one device.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ class InfoNCE(nn.Module):
 
 
 class NTXent(nn.Module):
-    """SimCLR's: which of the 2 B - 1 others is a view of the same image? Chen et al., ICML 2020, arXiv 2002.05709."""
+    """SimCLR's: which of the 2 B - 1 others is a view of the same image?"""
 
     def __init__(self, temperature: float = 0.1):
         super().__init__()

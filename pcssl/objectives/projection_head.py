@@ -75,9 +75,12 @@ class SpectralLoss(nn.Module):
     """
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, D) each, row i of both of one image."""
-        z = torch.cat([a, b])
-        return -2 * (a * b).sum(1).mean() + (z.T @ z / len(z)).square().sum()
+        """(B, D) each, row i of both of one image. Computed in float32 at least, also under autocast."""
+        exact = torch.promote_types(a.dtype, torch.float32)
+        with torch.autocast(a.device.type, enabled=False):
+            a, b = a.to(exact), b.to(exact)
+            z = torch.cat([a, b])
+            return -2 * (a * b).sum(1).mean() + (z.T @ z / len(z)).square().sum()
 
 
 def spectral_solution(moment: Tensor, positive: Tensor, rank: int | None = None) -> Tensor:

@@ -31,6 +31,12 @@ def halo_windows(x: Tensor, block: int, halo: int) -> Tensor:
     return windows.flatten(4).flatten(2, 3)
 
 
+def halo_mask(height: int, width: int, block: int, halo: int, device: torch.device | str | None = None) -> Tensor:
+    """(blocks, (block + 2 halo)^2) bool: which places of every block's window lie inside an image of any sides."""
+    inside = torch.ones(1, 1, height, width, device=device)
+    return halo_windows(F.pad(inside, (0, -width % block, 0, -height % block)), block, halo)[0, 0].bool()
+
+
 class HaloAttention(nn.Module):
     """Every block x block of queries attends to itself and a halo around it.
 
@@ -57,15 +63,14 @@ class HaloAttention(nn.Module):
         """(B, C, H, W) -> (B, dim_out, ceil(H / stride), ceil(W / stride))."""
         b, h, s = self.block, self.halo, self.stride
         height, width = x.shape[2:]
-        inside = F.pad(x.new_ones(1, 1, height, width), (0, -width % b, 0, -height % b))
         q, k, v = F.pad(self.qkv(x), (0, -width % b, 0, -height % b)).chunk(3, 1)
-        rows, columns = inside.shape[2] // b, inside.shape[3] // b
+        rows, columns = q.shape[2] // b, q.shape[3] // b
         q = q[:, :, ::s, ::s].unflatten(3, (columns, b // s)).unflatten(2, (rows, b // s))
         # (B, heads, blocks, queries, d), queries row after row
         q = q.unflatten(1, (self.heads, -1)).permute(0, 1, 3, 5, 4, 6, 2).flatten(4, 5).flatten(2, 3)
         k, v = (halo_windows(t, b, h).unflatten(1, (self.heads, -1)).permute(0, 1, 3, 4, 2) for t in (k, v))
         logits = self.scale * (q @ k.transpose(3, 4) + self._positions(q))
-        seen = halo_windows(inside, b, h)[0, 0].bool()
+        seen = halo_mask(height, width, b, h, x.device)
         out = logits.masked_fill(~seen[:, None], -math.inf).softmax(4) @ v
         out = out.transpose(3, 4).unflatten(4, (b // s, b // s)).unflatten(2, (rows, columns))
         out = out.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
@@ -105,6 +110,7 @@ class HaloBottleneck(nn.Module):
 class HaloNetConfig:
     """The defaults are H1's block, halo, depths and ratios (8.1 M parameters with a classifier of 1000).
 
+    H0 is `expansion: 0.5` and `blocks: [3, 3, 7, 3]`.
     widths: of the attention at each level; its output has `expansion` times as many. head_width: channels of a head.
     stem: "large" is 7 x 7 with stride 2 and a max-pool; "small" is 3 x 3 with stride 1, for tiny images.
     """
@@ -112,7 +118,7 @@ class HaloNetConfig:
     in_channels: Count = 3
     widths: tuple[Count, ...] = (64, 128, 256, 512)
     blocks: tuple[Count, ...] = (3, 3, 10, 3)
-    expansion: Count = 1
+    expansion: Annotated[float, Range(0, low_open=True)] = 1
     head_width: Count = 16
     block: Annotated[int, Range(2)] = 8
     halo: Annotated[int, Range(0)] = 3
@@ -125,6 +131,8 @@ class HaloNetConfig:
             raise ValueError(f"block: {self.block} must be even: levels are halved by taking every other query")
         if odd := [width for width in self.widths if width % self.head_width]:
             raise ValueError(f"widths: {odd[0]} cannot be divided into heads of {self.head_width}")
+        if odd := [width for width in self.widths if width * self.expansion % 1]:
+            raise ValueError(f"expansion: {self.expansion} times {odd[0]} is not a whole number of channels")
 
 
 @register("model", "halonet", config=HaloNetConfig)
@@ -139,16 +147,16 @@ class HaloNet(nn.Module):
             nn.Conv2d(config.in_channels, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False),
             nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1) if large else nn.Identity(),
         )  # fmt: skip
+        self.channels = tuple(round(width * config.expansion) for width in config.widths)
         self.stages = nn.ModuleList()
         inside = width
         for i, (width, count) in enumerate(zip(config.widths, config.blocks)):
-            stage, out = [], width * config.expansion
+            stage, out = [], self.channels[i]
             for j in range(count):
                 stride, heads = (2 if i > 0 and j == 0 else 1), width // config.head_width
                 stage.append(HaloBottleneck(inside, width, out, config.block, config.halo, heads, stride))
                 inside = out
             self.stages.append(nn.Sequential(*stage))
-        self.channels = tuple(width * config.expansion for width in config.widths)
         self.strides = tuple((4 if large else 1) * 2**i for i in range(len(config.widths)))
 
     def forward(self, images: Tensor) -> list[ImageTokens]:
