@@ -65,6 +65,19 @@ def test_a_new_adapter_changes_no_bit_and_taken_out_nothing_is_left():
     assert torch.equal(net(images)[0].features, before) and set(net.state_dict()) == keys
 
 
+def test_a_network_in_training_drops_paths_with_adapters_as_without():
+    net, images = vit(drop_path=0.9), torch.rand(8, 1, 8, 8, generator=rng())
+    sure = net(images)[0].features
+    net.train()
+    for change in (inject_adapters, remove_adapters):
+        change(net)
+        assert all(block.training for block in net.blocks) and not torch.equal(net(images)[0].features, sure)
+    net.eval()
+    for change in (inject_adapters, remove_adapters):
+        change(net)
+        assert not any(block.training for block in net.blocks) and torch.equal(net(images)[0].features, sure)
+
+
 @pytest.mark.parametrize("learn_scale", [False, True])
 def test_the_number_of_trained_parameters_is_the_closed_form(learn_scale):
     trainable = inject_adapters(vit(), 8, 0.5, learn_scale)

@@ -12,7 +12,7 @@ from pcssl.config import component
 from pcssl.data.masks import random_boxes
 from pcssl.image.backbones.vit import patchify
 from pcssl.image.tokens import grid_places
-from pcssl.objectives.ijepa import draw_blocks, latent_loss, take
+from pcssl.objectives.ijepa import LatentLoss, draw_blocks, take
 
 IJEPA = {"views": [{"size": 8}], "targets": 2, "width": 16, "depth": 1, "heads": 2}
 
@@ -56,10 +56,10 @@ def test_latent_loss_is_smooth_l1_to_normalised_features():
     target, places = 3 * torch.randn(2, 9, 8, generator=rng()), torch.randint(9, (2, 3, 4), generator=rng(1))
     right = take(F.layer_norm(target, (8,)), places)
     assert torch.equal(right[1, 2, 3], F.layer_norm(target[1, places[1, 2, 3]], (8,)))
-    assert float(latent_loss(right, target, places)) == 0
-    assert float(latent_loss(right + 0.5, target, places)) == pytest.approx(0.125, rel=1e-5)
-    assert float(latent_loss(right + 3, target, places)) == pytest.approx(2.5, rel=1e-5)
-    torch.testing.assert_close(latent_loss(right, 5 * target + 2, places), torch.zeros(()), atol=1e-6, rtol=0)
+    assert float(LatentLoss()(right, target, places)) == 0
+    assert float(LatentLoss()(right + 0.5, target, places)) == pytest.approx(0.125, rel=1e-5)
+    assert float(LatentLoss()(right + 3, target, places)) == pytest.approx(2.5, rel=1e-5)
+    torch.testing.assert_close(LatentLoss()(right, 5 * target + 2, places), torch.zeros(()), atol=1e-6, rtol=0)
 
 
 def test_latent_loss_trains_the_prediction_alone_and_is_finite_in_low_precision():
@@ -67,7 +67,7 @@ def test_latent_loss_trains_the_prediction_alone_and_is_finite_in_low_precision(
     for dtype in (torch.float32, torch.bfloat16):
         target = (100 * torch.randn(2, 9, 8, generator=rng())).to(dtype).requires_grad_()
         prediction = torch.randn(2, 3, 4, 8, generator=rng(2)).to(dtype).requires_grad_()
-        loss = latent_loss(prediction, target, places)
+        loss = LatentLoss()(prediction, target, places)
         loss.backward()
         assert loss.isfinite() and target.grad is None and prediction.grad.isfinite().all()
 

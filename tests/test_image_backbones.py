@@ -108,6 +108,19 @@ def test_images_that_do_not_fit_are_refused(change, message):
         ViT(ViTConfig(**SMALL))(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("name, options", [
+    ("vit", SMALL), ("resnet", {"widths": [8], "blocks": [1]}), ("halonet", {"widths": [16], "blocks": [1], "block": 4, "halo": 1}),
+])  # fmt: skip
+def test_images_of_another_type_than_the_weights_are_refused(name, options):
+    net, x = create("model", name, **options).eval(), torch.zeros(1, 3, 32, 32)
+    for dtype in (torch.float64, torch.float16):
+        with pytest.raises(ValueError, match=f"the weights' type, torch.float32, got {dtype}"):
+            net(x.to(dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(x.bfloat16())
+    net.double()(x.double())
+
+
 # ---------------------------------------------------------------- ViT
 
 

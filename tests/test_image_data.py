@@ -180,6 +180,23 @@ def test_a_folder_of_your_own(tmp_path):
     assert flat.classes == () and [p.label for p in flat.images("train")] == [-1] * 3
 
 
+def test_classes_of_a_folder_are_those_of_train_or_of_the_split_that_has_some(tmp_path):
+    folder(tmp_path, classes=("cat", "dog")), folder(tmp_path, classes=("ant", "dog"), count=1, split="test")
+    source = create("dataset", "image_folder", root=str(tmp_path))
+    assert source.classes == ("cat", "dog") and [p.label for p in source.images("test")] == [-1, 1]
+    for image in (tmp_path / "train").glob("*/*.png"):
+        image.rename(tmp_path / "train" / f"{image.parent.name}{image.name}")
+    source = create("dataset", "image_folder", root=str(tmp_path))
+    assert source.classes == ("ant", "dog") and {p.label for p in source.images("train")} == {-1}
+    assert [p.label for p in source.images("test")] == [0, 1]
+
+
+def test_digits_that_are_larger_than_the_photos():
+    pytest.importorskip("skimage", reason="the bundled photos are in scikit-image")
+    with pytest.raises(UserError, match="pieces of 300 px do not fit photo 'grass', halved 256 x 256 px; lower size"):
+        create("dataset", "digits_on_photos", size=300).images("val")
+
+
 def test_folders_without_images(tmp_path):
     with pytest.raises(UserError, match="no folder"):
         create("dataset", "image_folder", root=str(tmp_path / "none"))
@@ -266,14 +283,25 @@ def image_and_cloud():
 
 
 def test_masks_of_an_image_are_those_of_its_planar_cloud(image_and_cloud):
-    image, cloud = image_and_cloud
     for seed in range(3):
         for cell, ratio in ((1, 0.75), (3, 0.4)):
             a, b = (block_mask(t.coord.floor().long(), t.batch, cell, ratio, rng(seed)) for t in image_and_cloud)
             assert torch.equal(a, b) and a.any()
-    # A box in three dimensions has other sides; of the same box, it has the same tokens.
-    whole = random_boxes(cloud.coord.floor().long(), cloud.batch, (1.0, 1.0))
-    assert whole.all() and random_boxes(image.coord.floor().long(), image.batch, (1.0, 1.0)).all()
+        a, b = (random_boxes(t.coord.floor().long(), t.batch, (0.1, 0.5), 2.0, rng(seed)) for t in image_and_cloud)
+        assert torch.equal(a, b) and 0 < int(a.sum()) < len(a)
+        a, b = (boxes_mask(t.coord.floor().long(), t.batch, 0.4, generator=rng(seed)) for t in image_and_cloud)
+        assert torch.equal(a, b) and a.any()
+
+
+def test_a_plane_beside_a_room_gets_boxes_of_an_image():
+    """The share of a thin scene is that of its own directions, also in a batch with thick ones."""
+    room = torch.cartesian_prod(torch.arange(30), torch.arange(30), torch.arange(8))
+    plane = torch.cartesian_prod(torch.arange(30), torch.arange(30), torch.tensor([4]))
+    index, batch = torch.cat([room, plane]), torch.cat([torch.zeros(len(room)), torch.ones(len(plane))]).long()
+    shares = [float(random_boxes(index, batch, (0.25, 0.25), 1.0, rng(seed))[len(room) :].float().mean()) for seed in range(20)]
+    assert min(shares) == max(shares) == pytest.approx(0.25)
+    one = torch.tensor([[3, 4, 5]]).expand(7, -1)
+    assert random_boxes(one, torch.zeros(7).long(), (0.1, 0.2)).all()
 
 
 @pytest.mark.parametrize("radius, count", [(1.1, 5), (1.5, 9), (2.1, 13)])
@@ -339,6 +367,14 @@ def test_boxes_hide_exactly_the_number_asked_for(ratio):
     if 0 < ratio < 1:  # in lumps: more pairs of neighbours share their fate than by chance
         grid = mask[:196].view(14, 14)
         assert float((grid[:, 1:] == grid[:, :-1]).float().mean()) > ratio**2 + (1 - ratio) ** 2 + 0.1
+
+
+def test_cells_are_rounded_or_rounded_up():
+    index, batch = torch.arange(50)[:, None], torch.arange(50) // 10
+    for ratio, near, up in ((0.62, 6, 7), (0.6, 6, 6), (0.01, 1, 1), (0.99, 9, 9)):
+        for rounded_up, count in ((False, near), (True, up)):
+            mask = block_mask(index, batch, 1, ratio, rng(), up=rounded_up)
+            assert torch.bincount(batch[mask]).tolist() == [count] * 5
 
 
 def test_box_options_are_checked():

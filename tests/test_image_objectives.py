@@ -121,6 +121,25 @@ def test_sinkhorn_stays_finite_and_becomes_hard():
     assert float(hard.amax(1).min()) > 0.95 and torch.allclose(hard.sum(0), torch.full((4,), 2.0).double(), atol=0.05)
 
 
+def test_sinkhorn_leaves_columns_without_a_share_empty():
+    scores, share = torch.randn(20, 4, generator=rng()), torch.tensor([0.5, 0.0, 0.25, 0.25])
+    found = sinkhorn(scores, 0.5, 100, share)
+    torch.testing.assert_close(found.sum(0), 20 * share) and torch.testing.assert_close(found.sum(1), torch.ones(20))
+    torch.testing.assert_close(found[:, [0, 2, 3]], sinkhorn(scores[:, [0, 2, 3]], 0.5, 100, share[[0, 2, 3]]))
+
+
+@pytest.mark.parametrize("name, options", [
+    ("mocov3", {}), ("msn", {"views": [{"count": 2, "size": 8}]}),
+    ("myow", {"views": [{"count": 2, "size": 8}, {"size": 8}]}),
+])  # fmt: skip
+def test_batchnorm_needs_two_images(name, options):
+    data = ImageData(component("dataset", "digits"), channels=1, batch_size=1)
+    backbone = component("model", "vit", **MODEL).build()
+    with pytest.raises((ValueError, UserError), match="BatchNorm, which needs two images or more; raise data.batch_size"):
+        component("objective", name, **{**TINY.get(name, {}), **options}).build(backbone, data, 10)
+    component("objective", "mae", **TINY["mae"]).build(backbone, data, 10)
+
+
 def test_soft_cross_entropy_is_the_ordinary_one_on_hard_targets():
     logits, label = torch.randn(9, 4, generator=rng()), torch.arange(9) % 4
     torch.testing.assert_close(soft_cross_entropy(F.one_hot(label, 4).float(), logits), F.cross_entropy(logits, label))
@@ -261,6 +280,10 @@ def test_moco_loss_of_constant_features_is_that_of_guessing():
 def test_moco_gradient_reaches_queries_alone():
     q, k = (torch.randn(6, 5, generator=rng(i), requires_grad=True) for i in (0, 1))
     InfoNCE()(q, k).backward()
+    low = q.detach().bfloat16(), k.detach().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = InfoNCE()(*low)
+    torch.testing.assert_close(found, InfoNCE()(*(x.float() for x in low)))
     assert k.grad is None and q.grad.abs().sum() > 0
     # Cosines: no gradient along the query itself.
     torch.testing.assert_close((q.grad * q).sum(1), torch.zeros(6), atol=1e-6, rtol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pcssl.cli import main
 from pcssl.errors import UserError
 from pcssl.evaluation import ImageProbeConfig, RidgeProbe, load_image_model, load_model, probe_images
 from pcssl.evaluation.images import accuracies, features_of, few_rows
+from pcssl.evaluation.report import differences
 from pcssl.image import Picture
 from pcssl.registry import create
 from pcssl.training import pretrain
@@ -124,6 +126,17 @@ def test_the_probe_command_writes_results(run, tmp_path, capsys):
     assert "+0.0" in capsys.readouterr().out
     assert main(["probe", "--checkpoint", str(run), "--data", str(file), "--out", str(tmp_path), "dataset.val=1700"]) == 0
     assert "trained on 31 of the 1700 images" in capsys.readouterr().err
+
+
+def test_results_on_other_images_do_not_compare(run, tmp_path, capsys):
+    """Another draw of the digits, or the same files elsewhere."""
+    model, config = load_image_model(run), ImageProbeConfig(floors=False, heads=("ridge",))
+    scored = [probe_images(model, create("dataset", "digits", val=1400, seed=seed), config) for seed in (0, 0, 1)]
+    for name in ("here", "there"):
+        root = folder(tmp_path / name, classes=("cat", "dog"), count=4)
+        scored.append(probe_images(model, create("dataset", "image_folder", root=str(root)), replace(config, val_split="train")))
+    same, other, files, moved = (differences(scored[i], scored[j]) for i, j in ((0, 1), (0, 2), (3, 0), (3, 4)))
+    assert same == moved == [] and other == ["scenes or images, or their labels, differ"] and len(files) >= 2
 
 
 def test_scene_and_image_checkpoints_are_told_apart(run, tmp_path, capsys):

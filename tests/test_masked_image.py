@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from pcssl.config import component
 from pcssl.errors import UserError
 from pcssl.image.backbones.vit import patchify
-from pcssl.objectives.masked_image import Codebook, MaskedPixelLoss, TokenEncoder, patch_mask
+from pcssl.image.views import ViewConfig
+from pcssl.objectives.masked_image import Codebook, MaskedPixelLoss, TokenEncoder, patch_mask, try_masks
 
 SIMMIM = {"views": [{"size": 8}], "cell": 1}
 BEIT = {"views": [{"size": 8}], "codes": 6}
@@ -93,6 +94,39 @@ def test_what_they_cannot_use(name, options):
         component("objective", name, **options).build(resnet, build(name, **options).data, 10)
     with pytest.raises(UserError, match="views: all must be of one size"):
         build(name, **options | {"views": [{"size": 8}, {"size": 4}]})
+
+
+@pytest.mark.parametrize("name, options, message", [
+    ("simmim", SIMMIM | {"cell": 4}, "of a view of 8 px, 16 patches of 2 px, the mask hides nothing"),
+    ("mae", {"views": [{"size": 2}]}, "of a view of 2 px, 1 patches of 2 px, the mask hides nothing"),
+    ("beit", BEIT | {"mask_ratio": 0.01}, "the mask hides nothing"),
+    ("beit", BEIT | {"mask_ratio": 0.99}, "the mask hides everything"),
+    ("beit", BEIT | {"codes": 193}, "codes: 193 are more than the 192 patches of a batch; .* data.batch_size"),
+])  # fmt: skip
+def test_masks_and_words_that_cannot_be(name, options, message):
+    with pytest.raises((ValueError, UserError), match=message):
+        build(name, **options)
+    before = torch.get_rng_state()
+    try_masks(lambda images: torch.rand(1, 64) < 0.5, [ViewConfig(size=8)], 1, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_images_with_too_few_different_patches():
+    beit = build("beit", **BEIT)
+    with pytest.raises(UserError, match=r"objective.codes: 6 are more than the 1 different patches .* data.batch_size"):
+        beit.compare(torch.zeros(2, 16, 6), torch.zeros(2, 16, 4), torch.ones(2, 16).bool())
+
+
+@pytest.mark.parametrize("name, options", [("mae", {}), ("simmim", SIMMIM), ("beit", BEIT)])
+def test_a_class_token_is_refused(name, options):
+    with pytest.raises((ValueError, UserError), match=f"{name} has no use for a class token; set model.cls_token=false"):
+        build(name, {"cls_token": True}, **options)
+
+
+@pytest.mark.parametrize("ratio, side, hidden", [(0.6, 6, 22), (0.75, 14, 147), (0.6, 7, 30)])
+def test_the_authors_number_of_patches_is_hidden(ratio, side, hidden):
+    """SimMIM's ceil(ratio n), and MAE's n - int((1 - ratio) n)."""
+    assert patch_mask(torch.zeros(3, 1, side, side), 1, ratio).sum(1).tolist() == [hidden] * 3
 
 
 @pytest.mark.parametrize("name, options", [("simmim", SIMMIM), ("beit", BEIT)])

@@ -13,12 +13,14 @@ from pcssl.sparse import current_engine
 BOXES = 100  # tried at most; rows that none of them reached are hidden at random
 
 
-def block_mask(index: Tensor, batch: Tensor, cell: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
+def block_mask(
+    index: Tensor, batch: Tensor, cell: int, ratio: float, generator: torch.Generator | None = None, *, up: bool = False
+) -> Tensor:
     """Hide whole cells of a coarser grid: `ratio` of the occupied cells of every scene.
 
     index: (N, d) integer grid coordinates of up to three dimensions (voxels, image patches).
     batch: (N,) integer scene. cell: edge of a cell in grid units. ratio: 0..1, counted in cells,
-    rounded; a scene of two cells or more keeps a visible one and, for ratio > 0, a hidden one.
+    rounded, or rounded `up`; a scene of two cells or more keeps a visible one and, for ratio > 0, a hidden one.
     Returns (N,) bool, True where hidden.
     """
     if not 0 <= ratio <= 1:
@@ -36,7 +38,8 @@ def block_mask(index: Tensor, batch: Tensor, cell: int, ratio: float, generator:
     order = order[torch.argsort(scene[order], stable=True)]
     rank = torch.arange(len(scene), device=index.device)
     rank = rank - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    hide = (counts * ratio).round().long().clamp(min=1)
+    hide = counts.double() * ratio
+    hide = (hide.ceil() if up else hide.round()).long().clamp(min=1)
     hide = torch.minimum(hide, counts - 1)
     hidden = torch.empty(len(scene), dtype=torch.bool, device=index.device)
     hidden[order] = rank < torch.repeat_interleave(hide, counts)
@@ -71,13 +74,18 @@ def random_boxes(
     """What lies in one random box of every scene.
 
     index: (N, d) integer grid coordinates. batch: (N,) integer scene. share: range of the box's volume, as a part of
-    that of the scene's bounding box. aspect: at most this between two sides, beside the bounding box's own.
+    that of the scene's bounding box. aspect: at most this between two sides, beside the bounding box's own. A direction
+    in which a scene is one cell thick does not count: a plane of voxels gets the boxes of an image.
     one_size: the same draw for all scenes, so that grids of one size get boxes of one size.
     Every place where the box fits is equally likely. Returns (N,) bool.
     """
     if not (0 < share[0] <= share[1] <= 1 and aspect >= 1):
         raise ValueError(f"share must be a range within 0..1 and aspect at least 1, got {share} and {aspect}")
     scene, row = torch.unique(batch, return_inverse=True)
+    thick = (index != index[:1]).any(0)
+    if not thick.any():
+        return torch.ones(len(index), dtype=torch.bool, device=index.device)
+    index = index[:, thick]
     size, rows = (len(scene), index.shape[1]), row[:, None].expand_as(index)
     low = index.new_zeros(size).scatter_reduce(0, rows, index, "amin", include_self=False)
     extent = index.new_zeros(size).scatter_reduce(0, rows, index, "amax", include_self=False) - low + 1
@@ -87,9 +95,11 @@ def random_boxes(
 
     draws = 1 if one_size else len(scene)
     stretch = (uniform(draws, size[1]) - 0.5) * math.log(aspect)
-    stretch = torch.exp(stretch - stretch.mean(1, keepdim=True))
+    wide = (extent > 1).float()
+    count = wide.sum(1, keepdim=True).clamp(min=1)
+    stretch = torch.exp(stretch - (stretch * wide).sum(1, keepdim=True) / count)
     volume = torch.lerp(*torch.tensor(share, device=index.device)[:, None, None], uniform(draws, 1))
-    side = (extent * volume ** (1 / size[1]) * stretch).round().long().clamp(min=1).minimum(extent)
+    side = (extent * volume ** (1 / count) * stretch).round().long().clamp(min=1).minimum(extent)
     corner = low + (uniform(*size) * (extent - side + 1)).long().minimum(extent - side)
     return ((index >= corner[row]) & (index < (corner + side)[row])).all(1)
 

@@ -5,6 +5,7 @@ On request also which layer of the head above it is the best, and how it bears c
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,7 @@ from pcssl.training.checkpoint import load_checkpoint
 
 Count = Annotated[int, Range(1)]
 BATCH = 256
+Digest = Any  # of hashlib
 Features = Callable[[Tensor], Tensor]  # of images (B, C, H, W) in 0..1
 
 
@@ -135,8 +137,11 @@ def probe_images(model: ImageModel, data: ImageSource, config: ImageProbeConfig)
     size, classes = config.size or model.size, len(data.classes)
     train, val = (data.images(split) for split in (config.train_split, config.val_split))
 
-    def features_of_both(features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return *features_of(features, train, size, model.channels), *features_of(features, val, size, model.channels)
+    digests = hashlib.sha256(), hashlib.sha256()
+
+    def features_of_both(features: Features, said: tuple[Digest | None, ...] = (None, None)) -> tuple[Tensor, ...]:
+        both = [features_of(features, split, size, model.channels, said=s) for split, s in zip((train, val), said)]
+        return *both[0], *both[1]
 
     def corrupted(features: Features, change: Features) -> Tensor:
         return features_of(lambda x: features(change(x)), val, size, model.channels)[0]
@@ -146,7 +151,7 @@ def probe_images(model: ImageModel, data: ImageSource, config: ImageProbeConfig)
 
     seeds = range(config.seeds)
     sources = {"trained": model.embed} | ({"pixels": lambda x: x.flatten(1)} if config.floors else {})
-    sets = {source: features_of_both(features) for source, features in sources.items()}
+    sets = {source: features_of_both(features, *([digests] if source == "trained" else [])) for source, features in sources.items()}
     results = {
         source: summary([accuracies(*found, classes, config, seed) for seed in (seeds if "few" in config.heads else [0])])
         for source, found in sets.items()
@@ -156,6 +161,7 @@ def probe_images(model: ImageModel, data: ImageSource, config: ImageProbeConfig)
         results = {"trained": results["trained"], "random weights": summary(fresh), "pixels": results["pixels"]}
     described = {
         "root": data.name, "label": "class", "classes": list(data.classes), "train_images": len(train), "val_images": len(val),
+        "fingerprint": "".join(digest.hexdigest()[:16] for digest in digests),
     }  # fmt: skip
     found = {"protocol": asdict(config) | {"size": size}, "data": described, "results": results}
     if config.layers:
@@ -211,17 +217,22 @@ def few_rows(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def features_of(
-    features: Features, pictures: Sequence[Picture], size: int, channels: int, most: int | None = None
+    features: Features, pictures: Sequence[Picture], size: int, channels: int, most: int | None = None, said: Digest | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(N, D) and labels (N,) of all labelled pictures, or `most` of them evenly spread; UserError if there are none."""
+    """(N, D) and labels (N,) of all labelled pictures, or `most` of them evenly spread; UserError if there are none.
+
+    said: is told of every picture that counts.
+    """
     rows = range(len(pictures)) if most is None or most >= len(pictures) else range(0, len(pictures), -(-len(pictures) // most))
-    parts = [(features(values), labels) for values, labels in _batches(pictures, rows, size, channels)]
+    parts = [(features(values), labels) for values, labels in _batches(pictures, rows, size, channels, said)]
     if not parts:
         raise UserError("none of the images could be read with a label; a probe needs some")
     return tuple(torch.cat(x) for x in zip(*parts))
 
 
-def _batches(pictures: Sequence[Picture], rows: range, size: int, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    pictures: Sequence[Picture], rows: range, size: int, channels: int, said: Digest | None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(values (B, C, size, size), labels (B,)); what cannot be read is left out with a line that says why."""
     values, labels = [], []
     for i in rows:
@@ -230,6 +241,8 @@ def _batches(pictures: Sequence[Picture], rows: range, size: int, channels: int)
             if picture.label >= 0:
                 values.append(resized(picture.values(channels), size))
                 labels.append(picture.label)
+                if said is not None:  # the same on every machine, wherever the files lie
+                    said.update(f"{picture.label} {tuple(picture.pixels.shape)} {float(picture.pixels.double().sum()):.6g} ".encode())
         except (UserError, ValueError, OSError) as error:
             print(f"probe: left out image {i} ({pictures.names[i]}): {error}", file=sys.stderr)
         if len(values) == BATCH or (values and i == rows[-1]):

@@ -192,7 +192,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
             continue
         if a["protocol"].get(key) != b["protocol"].get(key):
             found.append(f"{what}: {a['protocol'].get(key)} against {b['protocol'].get(key)}")
-    for key, what in (("label", "label"), ("classes", "classes"), ("fingerprint", "scenes or their labels")):
+    for key, what in (("label", "label"), ("classes", "classes"), ("fingerprint", "scenes or images, or their labels,")):
         if a["data"].get(key) != b["data"].get(key):
             found.append(f"{what} differ")
     return found

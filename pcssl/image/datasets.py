@@ -189,6 +189,9 @@ def photo_pieces(names: Sequence[str], count: int, size: int, seed: Sequence[int
     """(count, 1, size, size) grey values in 0..1 of random places of photos halved in size."""
     rng, pieces = np.random.default_rng(seed), []
     photos = [torch.nn.functional.avg_pool2d(Picture(photo(name)).values(1), 2) for name in names]
+    for name, pixels in zip(names, photos):
+        if size > min(pixels.shape[1:]):
+            raise UserError(f"pieces of {size} px do not fit photo {name!r}, halved {pixels.shape[1]} x {pixels.shape[2]} px; lower size")
     for which in rng.integers(len(photos), size=count).tolist():
         y, x = (int(rng.integers(n - size + 1)) for n in photos[which].shape[1:])
         pieces.append(photos[which][:, y : y + size, x : x + size])
@@ -218,7 +221,7 @@ def image_folder(config: ImageFolderConfig) -> ImageSource:
     folders = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name in ("train", "val", "test")}
     folders = folders or {"train": root}
     names = {name: _class_names(folder) for name, folder in folders.items()}
-    classes = next(iter(names.values()))
+    classes = names.get("train") or next((found for found in names.values() if found), ())
     return ImageSource(str(root), {n: partial(_listed, f, classes) for n, f in folders.items()}, classes)
 
 

@@ -29,7 +29,7 @@ from pcssl.image.settings import ImageData
 from pcssl.image.tokens import pooled
 from pcssl.image.views import ViewConfig
 from pcssl.models.heads import Prototypes, head
-from pcssl.objectives.image import Embedder, ImageBatch, ImageObjective, large_views
+from pcssl.objectives.image import Embedder, ImageBatch, ImageObjective, large_views, several_images
 from pcssl.objectives.targets import sinkhorn, soft_cross_entropy
 from pcssl.objectives.teacher import Teacher
 from pcssl.registry import register
@@ -180,6 +180,7 @@ class MSN(ImageObjective):
         self.teacher = Teacher(self.student, batch_statistics=True)
         self.prototypes = Prototypes(config.out, config.prototypes)
         self.loss = MSNLoss(config.temperature, config.sharpening, config.iterations, config.weight)
+        several_images(self, data)
 
     def backbone(self) -> nn.Module:
         return (self.student if self.config.evaluate == "student" else self.teacher.network).backbone

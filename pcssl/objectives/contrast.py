@@ -22,7 +22,7 @@ from pcssl.config import Range
 from pcssl.image.settings import ImageData
 from pcssl.image.views import MOCO_VIEWS, ViewConfig
 from pcssl.models.heads import head
-from pcssl.objectives.image import Embedder, ImageBatch, ImageObjective
+from pcssl.objectives.image import Embedder, ImageBatch, ImageObjective, several_images
 from pcssl.objectives.teacher import Teacher
 from pcssl.registry import register
 from pcssl.schedules import cosine
@@ -40,7 +40,8 @@ class InfoNCE(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """(B, D) each, row i of both belonging together. The keys get no gradient."""
-        logits = F.normalize(queries.float(), dim=1) @ F.normalize(keys.detach().float(), dim=1).T / self.temperature
+        with torch.autocast(queries.device.type, enabled=False):  # bfloat16 rounds cosines by up to 0.004
+            logits = F.normalize(queries.float(), dim=1) @ F.normalize(keys.detach().float(), dim=1).T / self.temperature
         return 2 * self.temperature * F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
@@ -54,7 +55,8 @@ class NTXent(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """(B, D) each, row i of both of one image."""
         z = F.normalize(torch.cat([a, b]).float(), dim=1)
-        logits = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)
+        with torch.autocast(z.device.type, enabled=False):
+            logits = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)
         return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(a)))
 
 
@@ -88,6 +90,7 @@ class MoCoV3(ImageObjective):
         self.teacher = Teacher(self.student, batch_statistics=True)
         self.predictor = head("mocov3_predictor", config.out, config.hidden, config.out)
         self.loss = InfoNCE(config.temperature)
+        several_images(self, data)
 
     def backbone(self) -> nn.Module:
         return (self.student if self.config.evaluate == "student" else self.teacher.network).backbone

@@ -24,7 +24,7 @@ from pcssl.image.backbones.vit import Block, ViT, initialise, sine_positions
 from pcssl.image.settings import ImageData
 from pcssl.image.tokens import grid_places
 from pcssl.image.views import ViewConfig
-from pcssl.objectives.image import ImageBatch, ImageObjective
+from pcssl.objectives.image import ImageBatch, ImageObjective, no_class_token
 from pcssl.objectives.teacher import Teacher
 from pcssl.registry import register
 from pcssl.schedules import linear
@@ -37,13 +37,13 @@ LEAST = 0.05  # of the patches, that a context must have; the authors' 10 of 196
 DRAWS = 100  # tried at most
 
 
-def latent_loss(prediction: Tensor, target: Tensor, places: Tensor) -> Tensor:
-    """Smooth L1 between predicted features and the teacher's, layer-normalised.
+class LatentLoss(nn.Module):
+    """Smooth L1 between predicted features and the teacher's, layer-normalised."""
 
-    prediction: (B, T, m, D). target: (B, N, D), gets no gradient. places: (B, T, m) int64 rows of the target.
-    """
-    target = F.layer_norm(target.detach().float(), target.shape[-1:])
-    return F.smooth_l1_loss(prediction.float(), take(target, places))
+    def forward(self, prediction: Tensor, target: Tensor, places: Tensor) -> Tensor:
+        """prediction: (B, T, m, D). target: (B, N, D), gets no gradient. places: (B, T, m) int64 rows of the target."""
+        target = F.layer_norm(target.detach().float(), target.shape[-1:])
+        return F.smooth_l1_loss(prediction.float(), take(target, places))
 
 
 def take(x: Tensor, places: Tensor) -> Tensor:
@@ -132,11 +132,11 @@ class IJEPA(ImageObjective):
         super().__init__(config, backbone, data, total_steps)
         if not isinstance(backbone, ViT):
             raise ValueError(f"ijepa needs the model vit; {type(backbone).__name__} cannot leave patches out")
-        if backbone.config.cls_token:
-            raise ValueError("ijepa has no use for a class token; set model.cls_token=false")
+        no_class_token(backbone, "ijepa")
         self.student = backbone
         self.teacher = Teacher(backbone)
         self.predictor = Predictor(backbone.channels[-1], config.width, config.depth, config.heads)
+        self.loss = LatentLoss()
         for view in config.views:  # tells at once if the blocks do not fit
             self._blocks(view.size, view.size, 1)
 
@@ -148,7 +148,7 @@ class IJEPA(ImageObjective):
         for images in batch.views:
             keep, places = self._blocks(*images.shape[2:], len(images), images.device)
             target = self.teacher(images)[0]
-            losses.append(latent_loss(self.predict(images, keep, places), target.dense, places))
+            losses.append(self.loss(self.predict(images, keep, places), target.dense, places))
             features.append(target.pooled)
         return {"loss": torch.stack(losses).mean(), **self.health("teacher", torch.cat(features))}
 

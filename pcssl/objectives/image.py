@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pcssl.errors import UserError
+from pcssl.image.backbones.vit import ViT
 from pcssl.image.picture import Picture
 from pcssl.image.settings import ImageData
 from pcssl.image.tokens import pooled
@@ -116,6 +117,18 @@ def try_views(backbone: nn.Module, views: Sequence[ViewConfig], channels: int) -
         except (ValueError, RuntimeError) as error:
             raise UserError(f"objective.views: the model cannot take views of {size} px: {error}") from error
     backbone.train(was_training)
+
+
+def no_class_token(vit: ViT, method: str) -> None:
+    """ValueError if the backbone has one: evaluation would take it for the image, and the method teaches it nothing."""
+    if vit.config.cls_token:
+        raise ValueError(f"{method} has no use for a class token; set model.cls_token=false")
+
+
+def several_images(method: nn.Module, data: ImageData) -> None:
+    """ValueError if a batch is one image and some BatchNorm1d of the method would get one row."""
+    if data.batch_size < 2 and any(isinstance(module, nn.BatchNorm1d) for module in method.modules()):
+        raise ValueError("its heads have BatchNorm, which needs two images or more; raise data.batch_size")
 
 
 class Embedder(nn.Module):

@@ -3,20 +3,21 @@
 MAE: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv 2111.06377; the defaults are those of
 the authors' code (facebookresearch/mae). The encoder sees a random quarter of an image's patches; a small decoder gets
 their features, and a learnt token elsewhere, and predicts the pixels of the patches that were hidden.
-Ours: the class token does not enter the decoder; the number of hidden patches is rounded, not cut.
+Ours: no class token, which no loss would reach.
 
 SimMIM: Xie et al., "SimMIM: a Simple Framework for Masked Image Modeling", CVPR 2022, arXiv 2111.09886; the defaults are
 those of the authors' code (microsoft/SimMIM) for ViTs. The encoder sees all patches, a learnt token in place of 60 % of the
-squares of 32 px; one linear layer predicts their pixels. Ours: the number of hidden squares is rounded, not rounded up.
+squares of 32 px; one linear layer predicts their pixels. Ours: no class token.
 
 BEiT: Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022, arXiv 2106.08254; the mask is that of the
 authors' code (microsoft/unilm): boxes over 75 of 196 patches. A linear layer predicts the words of the hidden patches.
-Ours: the words are not those of a discrete VAE but the nearest of a k-means codebook of patches' pixels.
+Ours: the words are not those of a discrete VAE but the nearest of a k-means codebook of patches' pixels; no class token.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,11 +28,12 @@ from torch.nn import functional as F
 from pcssl.clusters import KMeans
 from pcssl.config import Range
 from pcssl.data.masks import block_mask, boxes_mask
+from pcssl.errors import UserError
 from pcssl.image.backbones.vit import Block, ViT, initialise, patchify, sine_positions
 from pcssl.image.settings import ImageData
 from pcssl.image.tokens import grid_places
 from pcssl.image.views import CROP_VIEWS, ViewConfig
-from pcssl.objectives.image import ImageBatch, ImageObjective
+from pcssl.objectives.image import ImageBatch, ImageObjective, no_class_token
 from pcssl.registry import register
 
 Count = Annotated[int, Range(1)]
@@ -54,6 +56,14 @@ class MaskedPixelLoss(nn.Module):
         if self.normalize:
             target = (target - target.mean(2, keepdim=True)) / (target.var(2, keepdim=True) + 1e-6).sqrt()
         return (prediction.float() - target)[hidden].abs().pow(self.power).mean()
+
+
+class MaskedWordLoss(nn.Module):
+    """Mean cross-entropy of the words of hidden patches."""
+
+    def forward(self, prediction: Tensor, words: Tensor, hidden: Tensor) -> Tensor:
+        """prediction: (B, N, K) logits. words: (B, N) int64 below K. hidden: (B, N) bool."""
+        return F.cross_entropy(prediction[hidden].float(), words[hidden])
 
 
 class Codebook(nn.Module):
@@ -132,7 +142,9 @@ class MAE(ImageObjective):
         super().__init__(config, backbone, data, total_steps)
         if not isinstance(backbone, ViT):
             raise ValueError(f"mae needs the model vit; {type(backbone).__name__} cannot leave patches out")
+        no_class_token(backbone, "mae")
         self.patch = backbone.config.patch
+        try_masks(self.mask, config.views, data.channels, self.patch)
         self.encoder = backbone
         self.decoder = Decoder(
             backbone.channels[-1], config.width, config.depth, config.heads, data.channels * self.patch**2
@@ -145,11 +157,15 @@ class MAE(ImageObjective):
     def forward(self, batch: ImageBatch, step: int) -> dict[str, Tensor]:
         losses, features = [], []
         for images in batch.views:
-            hidden = patch_mask(images, self.patch, self.config.mask_ratio)
+            hidden = self.mask(images)
             prediction, visible = self.reconstruct(images, hidden)
             losses.append(self.loss(prediction, patchify(images, self.patch), hidden))
             features.append(visible.mean(1))
         return {"loss": torch.stack(losses).mean(), **self.health("visible", torch.cat(features))}
+
+    def mask(self, images: Tensor) -> Tensor:
+        """(B, N) bool."""
+        return patch_mask(images, self.patch, self.config.mask_ratio)
 
     def reconstruct(self, images: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted pixels (B, N, C patch patch), and the features (B, n, D) of the visible patches."""
@@ -182,7 +198,9 @@ class MaskedTokens(ImageObjective, ABC):
         super().__init__(config, backbone, data, total_steps)
         if not isinstance(backbone, ViT):
             raise ValueError(f"{type(self).__name__.lower()} needs the model vit; {type(backbone).__name__} has no token to hide patches with")
+        no_class_token(backbone, type(self).__name__.lower())
         self.patch = backbone.config.patch
+        try_masks(self.mask, config.views, data.channels, self.patch)
         self.network = TokenEncoder(backbone, self.width(data.channels * self.patch**2))
 
     @abstractmethod
@@ -259,6 +277,10 @@ class BEiT(MaskedTokens):
     def __init__(self, config: BEiTConfig, backbone: nn.Module, data: ImageData, total_steps: int):
         super().__init__(config, backbone, data, total_steps)
         self.codebook = Codebook(config.codes, data.channels * self.patch**2)
+        self.loss = MaskedWordLoss()
+        patches = data.batch_size * sum(view.count * (view.size // self.patch) ** 2 for view in config.views)
+        if config.codes > patches:
+            raise ValueError(f"codes: {config.codes} are more than the {patches} patches of a batch; ask for fewer or raise data.batch_size")
 
     def width(self, pixels: int) -> int:
         return self.config.codes
@@ -269,9 +291,12 @@ class BEiT(MaskedTokens):
         return boxes_mask(coord.long(), image, c.mask_ratio, c.box, c.aspect).view(len(images), -1)
 
     def compare(self, prediction: Tensor, patches: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-        words, prediction = self.codebook(patches)[hidden], prediction[hidden].float()
-        right = (prediction.argmax(1) == words).float().mean()
-        return {"loss": F.cross_entropy(prediction, words), "accuracy": right}
+        try:
+            words = self.codebook(patches)
+        except ValueError as error:
+            raise UserError(f"objective.{error}; ask for fewer or raise data.batch_size") from error
+        right = (prediction.argmax(2) == words)[hidden].float().mean()
+        return {"loss": self.loss(prediction, words, hidden), "accuracy": right}
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         return images.shape[2] // self.patch, images.shape[3] // self.patch
@@ -283,7 +308,17 @@ def one_size(views: tuple[ViewConfig, ...]) -> None:
 
 
 def patch_mask(images: Tensor, patch: int, ratio: float, cell: int = 1) -> Tensor:
-    """(B, N) bool: hide `ratio` of every image's squares of `cell` x `cell` patches, the same number in each."""
+    """(B, N) bool: hide `ratio` of every image's squares of `cell` x `cell` patches, rounded up, the same number in each."""
     grid = images.shape[2] // patch, images.shape[3] // patch
     coord, image = grid_places(grid, 1, len(images), images.device)
-    return block_mask(coord.floor().long(), image, cell, ratio).view(len(images), -1)
+    return block_mask(coord.floor().long(), image, cell, ratio, up=True).view(len(images), -1)
+
+
+def try_masks(mask: Callable[[Tensor], Tensor], views: Sequence[ViewConfig], channels: int, patch: int) -> None:
+    """ValueError if nothing of a view would be hidden, or all of it."""
+    with torch.random.fork_rng(devices=[]):
+        for view in views:
+            hidden = mask(torch.zeros(1, channels, view.size, view.size))
+            if not hidden.any() or hidden.all():
+                what = "nothing" if not hidden.any() else "everything"
+                raise ValueError(f"of a view of {view.size} px, {hidden.shape[1]} patches of {patch} px, the mask hides {what}")

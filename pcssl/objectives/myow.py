@@ -24,7 +24,7 @@ from pcssl.image.settings import ImageData
 from pcssl.image.tokens import pooled
 from pcssl.image.views import ViewConfig
 from pcssl.models.heads import head
-from pcssl.objectives.image import ImageBatch, ImageObjective
+from pcssl.objectives.image import ImageBatch, ImageObjective, several_images
 from pcssl.objectives.teacher import Teacher
 from pcssl.registry import register
 from pcssl.schedules import cosine, linear
@@ -196,6 +196,7 @@ class MYOW(ImageObjective):
             c.symmetric,
             c.target_init,
         )
+        several_images(self, data)
 
     def backbone(self) -> nn.Module:
         return self.network.online.encoder.backbone

@@ -34,14 +34,15 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, prior: 
     """Soft assignment of B rows to K columns that uses all columns alike: Cuturi, NIPS 2013, as SwAV applies it.
 
     scores: (B, K), higher = nearer. epsilon: smoothness; towards 0 the assignment is hard. prior: (K,) share of the
-    rows that each column should get, None = 1 / K. Works on logarithms, so that no scale of the scores overflows.
+    rows that each column should get, 0 = none, None = 1 / K. Works on logarithms, so that no scale of the scores overflows.
     Returns (B, K) in the type of the scores (float32 of lower ones); every row sums to 1, every column to its share of B after enough iterations.
     """
     log = scores.double() if scores.dtype == torch.float64 else scores.float()
     log = log / epsilon
     share = torch.full_like(log[0], 1 / log.shape[1]).log() if prior is None else prior.to(log).log()
     for _ in range(iterations):
-        log = log - log.logsumexp(0) + share
+        total = log.logsumexp(0)
+        log = log - total.masked_fill(total.isneginf(), 0) + share  # a column without a share stays empty
         log = log - log.logsumexp(1, keepdim=True)
     return log.softmax(1)
 

@@ -60,7 +60,8 @@ class AdaptedBlock(Block):
 
 
 def _take_layers(block: Block, source: Block) -> None:
-    """The very layers, neither copied nor made anew."""
+    """The very layers, neither copied nor made anew; and whether it is training, as paths are dropped then."""
+    block.training = source.training
     for name in ("norm1", "norm2", "attention", "mlp", "drop"):
         setattr(block, name, getattr(source, name))
 

@@ -161,7 +161,7 @@ class HaloNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[ImageTokens]:
         """images: (B, C, H, W) of any size."""
-        check_images(images, self.config.in_channels)
+        check_images(images, self.config.in_channels, weight=self.stem[0].weight)
         x, levels = self.stem(images), []
         for stage, stride in zip(self.stages, self.strides):
             x = stage(x)

@@ -108,7 +108,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[ImageTokens]:
         """images: (B, C, H, W) of any size."""
-        check_images(images, self.config.in_channels)
+        check_images(images, self.config.in_channels, weight=self.conv1.weight)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         levels = []
         for i, stride in enumerate(self.strides):

@@ -129,7 +129,7 @@ class ViT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """What enters the blocks, (B, [1 +] n, D), and the centres (B, n, 2) of the patches in px."""
         patch = self.config.patch
-        check_images(images, self.config.in_channels, patch)
+        check_images(images, self.config.in_channels, patch, self.patch_embed.weight)
         grid = images.shape[2] // patch, images.shape[3] // patch
         x = self.patch_embed(patchify(images, patch))
         if hidden is not None:
