@@ -13,6 +13,7 @@ from pcssl.config import component
 from pcssl.errors import UserError
 from pcssl.models import HUNet, HUNetConfig
 from pcssl.models.checkpoints.msm import hunet_config_from_released, released_state
+from pcssl.models.hunet import RMSNorm
 from pcssl.ops import KernelMap, kernel_offsets
 from pcssl.sparse import Geometry, SparseTensor
 
@@ -207,3 +208,27 @@ def test_bad_sizes_are_refused():
         component("model", "hunet", channels=[8, 16, 32], decoder_channels=[8, 16])
     with pytest.raises(UserError, match="30 channels cannot be split over 4"):
         component("model", "hunet", channels=[8, 16, 32, 64, 30], heads=[1, 1, 1, 1, 4])
+
+
+def test_rms_norm_and_its_gradients_are_those_of_the_formula():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 5, generator=rng, dtype=torch.float64, requires_grad=True)
+    norm = RMSNorm(5).double()
+    with torch.no_grad():
+        norm.norm.scale.copy_(torch.randn(5, generator=rng, dtype=torch.float64))
+    grad = torch.randn(7, 5, generator=rng, dtype=torch.float64)
+    expected = x / (x.square().mean(1, keepdim=True).sqrt() + 1e-4) * norm.norm.scale
+    wanted = torch.autograd.grad(expected, (x, norm.norm.scale), grad)
+    out = norm(x)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(torch.autograd.grad(out, (x, norm.norm.scale), grad), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_of_zeros_and_of_no_rows_is_finite(dtype):
+    norm = RMSNorm(4)
+    x = torch.zeros(3, 4, dtype=dtype, requires_grad=True)
+    out = norm(x)
+    out.sum().backward()
+    assert out.dtype == x.grad.dtype == dtype and x.grad.isfinite().all() and norm.norm.scale.grad.isfinite().all()
+    assert norm(x[:0]).shape == (0, 4)
