@@ -97,20 +97,23 @@ class InputFeatures:
 
 
 class BackboneFeatures:
-    """Multi-resolution features of a backbone as a source. channels: of each level."""
+    """Multi-resolution features of a backbone as a source. levels: those that are read. channels: of each of them."""
 
     def __init__(self, features: PointFeatures):
         self.features = features
-        self.channels = tuple(features.backbone.channels)
-        self.key = weights_key(features.backbone, features.voxel_size, features.mode, features.inputs)
+        every = tuple(range(len(features.backbone.channels)))
+        self.levels = every if features.levels is None else tuple(features.levels)
+        self.channels = tuple(features.backbone.channels[i] for i in self.levels)
+        some = () if self.levels == every else (self.levels,)
+        self.key = weights_key(features.backbone, features.voxel_size, features.mode, features.inputs, *some)
 
     def sample(self, scene: Scene, rows: Tensor) -> Tensor:
         levels = self.features.encode(scene)
         coord = scene.coord[rows]
-        return torch.cat([values.cpu() for _, values in levels.chunks(coord)]) if len(rows) else torch.zeros(0, sum(self.channels))
+        return torch.cat([values.cpu() for _, values in levels.chunks(coord, self.levels)]) if len(rows) else torch.zeros(0, sum(self.channels))
 
     def chunks(self, scene: Scene) -> Iterator[tuple[slice, Tensor]]:
-        return self.features.encode(scene).chunks(scene.coord)
+        return self.features.encode(scene).chunks(scene.coord, self.levels)
 
 
 def weights_key(module: nn.Module, *settings: Any) -> str:
@@ -159,9 +162,9 @@ def data_keys(scenes: Sequence[Scene], label: str, classes: int) -> tuple[str, s
 
 
 class FeatureCache:
-    """Features of one source on the scenes of one dataset. folder: of all caches."""
+    """Features of one source on the scenes of one dataset. folder: of all caches. count: sampled points a scene, None = all labelled ones."""
 
-    def __init__(self, folder: Path, source: BackboneFeatures | InputFeatures, train_key: str, val_key: str, count: int):
+    def __init__(self, folder: Path, source: BackboneFeatures | InputFeatures, train_key: str, val_key: str, count: int | None):
         self.source = source
         key = hashlib.sha256("|".join((source.key, train_key, val_key, str(count), str(EVEN), "weighted")).encode()).hexdigest()[:20]
         self.folder, self.count = folder / key, count
@@ -224,15 +227,15 @@ class FeatureCache:
             with np.load(path) as part:
                 sizes.append(len(part["labels"]))
         for name in _FIELDS:
-            out, at = None, 0
-            for path, size in zip(parts, sizes):
-                with np.load(path) as part:
-                    rows = part[name]
-                if out is None:
-                    out = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", rows.dtype, (sum(sizes), *rows.shape[1:]))
-                out[at : at + size] = rows
-                at += size
-            del out
+            # Written, not mapped: on a full disk a write fails, where a mapped page would kill the process.
+            with open(folder / f"{name}.npy", "wb") as file:
+                for i, path in enumerate(parts):
+                    with np.load(path) as part:
+                        rows = part[name]
+                    if i == 0:
+                        about = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": (sum(sizes), *rows.shape[1:])}
+                        np.lib.format.write_array_header_1_0(file, about)
+                    file.write(np.ascontiguousarray(rows).data.cast("B") if rows.size else b"")
         (folder / "meta.json").write_text(json.dumps({"scenes": count, "points": sum(sizes)}))
 
     def chunks(self, scene: Scene, number: int) -> Iterator[tuple[slice, Tensor]]:
@@ -244,7 +247,7 @@ class FeatureCache:
         if not path.exists():
             levels = self.source.features.encode(scene)
             _save(path, lambda file: np.savez(file, **pack_levels(levels, scene.name)))
-        yield from unpack_levels(path, self.source.features.mode).chunks(scene.coord)
+        yield from unpack_levels(path, self.source.features.mode).chunks(scene.coord, self.source.levels)
 
     def score(self, key: str) -> Any:
         """What `keep_score` was given under this key, None if nothing."""
