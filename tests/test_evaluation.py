@@ -681,7 +681,7 @@ def test_a_full_disk_ends_with_an_error_and_the_next_call_goes_on(model, tmp_pat
     before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[0][1]))  # a part is smaller, all together are not
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="features.npy"):
             cache.sample(scenes, "segment20", lambda done, total: None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before[0])

@@ -228,7 +228,7 @@ class FeatureCache:
                 sizes.append(len(part["labels"]))
         for name in _FIELDS:
             # Written, not mapped: on a full disk a write fails, where a mapped page would kill the process.
-            with open(folder / f"{name}.npy", "wb") as file:
+            with _named(folder / f"{name}.npy"), open(folder / f"{name}.npy", "wb") as file:
                 for i, path in enumerate(parts):
                     with np.load(path) as part:
                         rows = part[name]
@@ -306,10 +306,20 @@ def half(features: Tensor, name: str) -> Tensor:
     return features.half()
 
 
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A failed write knows no file; its error should say which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def _save(path: Path, write: Callable[[Any], None]) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with _named(path), open(temporary, "wb") as file:
             write(file)
         os.replace(temporary, path)
     finally:
