@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from test_hunet import SMALL
@@ -35,6 +36,7 @@ from pcssl.evaluation import (
 from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_keys, half, weights_key
 from pcssl.evaluation.features import sample_points
 from pcssl.evaluation.instances import InstanceProbe
+from pcssl.evaluation.lists import FewLists
 from pcssl.evaluation.lovasz import lovasz_softmax
 from pcssl.evaluation.probe import FittedHead, PlannedHead, _together, few_labels
 from pcssl.models import HUNet
@@ -508,6 +510,63 @@ def test_few_labels_are_few():
     for seed in range(3):
         rows = dict(few_labels(small, ProbeConfig(), seed))
         assert len(rows["50 points a scene"]) == 500 and len(rows["100 points a scene"]) == 600
+
+
+def test_the_benchmarks_lists_take_the_place_of_draws(model, tmp_path):
+    """Scenes and points that the files name, and only labelled ones of them; what has no file is drawn."""
+    lists = tmp_path / "lists"
+    (lists / "scenes").mkdir(parents=True)
+    (lists / "points").mkdir()
+    (lists / "scenes" / "20.txt").write_text("room2\n")
+    named = {"room0": [5, 7, 399], "room1": [0], "room2": [11, 5]}
+    torch.save({name: np.array(points) for name, points in named.items()}, lists / "points" / "points20")
+    torch.save({name: np.array(points[:1]) for name, points in named.items()}, lists / "points" / "points50")
+
+    class Data(Source):
+        def scenes(self, split):
+            found = super().scenes(split)
+            found[0].labels["segment20"][7] = -1
+            return found
+
+    train = Data().scenes("train")
+    found = FewLists.read(lists, (0.1, 0.2), (20, 50, 100))
+    cache = FeatureCache(tmp_path / "cache", BackboneFeatures(model.point_features()), "a", "b", 60, found)
+    for _ in range(2):  # computed, and read again
+        sample = cache.sample(train, "segment20", lambda done, total: None)
+        config = ProbeConfig(few_scenes=(0.1, 0.2), few_points=(20, 50, 100))
+        few = dict(few_labels(sample, config, 0))
+        assert list(few) == ["10 % of scenes", "20 % of scenes, listed", "20 points a scene, listed", "50 points a scene, listed", "100 points a scene"]
+        assert set(sample.scene[few["20 % of scenes, listed"]].tolist()) == {2} and len(few["20 % of scenes, listed"]) == 60
+        expected = [(i, train[i].coord[p].tolist()) for i, p in ((0, 5), (0, 399), (1, 0), (2, 5), (2, 11))]
+        rows = few["20 points a scene, listed"]
+        assert list(zip(sample.scene[rows].tolist(), sample.coord[rows].tolist())) == expected
+        assert sample.scene[few["50 points a scene, listed"]].tolist() == [0, 1, 2]
+        for i, row in enumerate(rows.tolist()):
+            assert int(sample.labels[row]) == int(train[expected[i][0]].labels["segment20"][[5, 399, 0, 5, 11][i]])
+        assert len(sample.rows()) == 180 and len(sample.rows(aware=False)) == 3 * EVEN  # as without lists
+
+    settings = ProbeConfig(heads=("few",), few_scenes=(0.2,), few_points=(20,), train_points=100, epochs=2, seeds=1, floors=False)
+    scored = probe(model, Data(), replace(settings, few_lists=str(lists)), cache=tmp_path, report=lambda line: None)["results"]["trained"]
+    drawn = probe(model, Data(), settings, cache=tmp_path, report=lambda line: None)["results"]["trained"]
+    assert set(scored) == {f"{title}, listed" for title in drawn} and scored["linear/20 % of scenes, listed"]["miou"]["mean"] > 0
+
+
+def test_lists_that_do_not_fit(model, tmp_path):
+    def run():
+        config = ProbeConfig(heads=("few",), few_scenes=(0.2,), few_points=(20,), few_lists=str(tmp_path), train_points=50, epochs=1, seeds=1, floors=False)
+        return probe(model, Source(), config, report=lambda line: None)
+
+    with pytest.raises(UserError, match="none of the benchmark's lists, for example .*scenes/20.txt"):
+        run()
+    for folder in ("scenes", "points"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "scenes" / "20.txt").write_text("room2 scene9")
+    with pytest.raises(UserError, match=r"1 scenes that are not there \(scene9\)"):
+        run()
+    (tmp_path / "scenes" / "20.txt").unlink()
+    torch.save({"room1": [400]}, tmp_path / "points" / "points20")
+    with pytest.raises(UserError, match="names point 400 of room1, which has 400"):
+        run()
 
 
 def test_clusters_of_well_separated_features():

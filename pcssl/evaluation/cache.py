@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.evaluation.features import PointFeatures, SceneLevels, even_points, point_inputs, sample_points
 from pcssl.evaluation.instances import instance_offsets
+from pcssl.evaluation.lists import FewLists
 from pcssl.sparse import SparseTensor
 
 EVEN = 200  # random points a scene that are kept beside the class-aware ones, for probes with few labels
@@ -44,8 +45,8 @@ class Sample:
 
     features: (M, D) float16. labels: (M,) int64. coord: (M, 3) metres. offset: (M, 3) metres to the middle
     of the point's instance, NaN where it has none. scene: (M,) int64 number of the scene. even: (M,) int64, the place of a point in its scene's
-    class-blind draw, -1 for points of the class-aware one. weight: (M,) float32, how many labelled points of its scene
-    a row stands for: with these the class-aware sample means the same as all points.
+    class-blind draw, -1 for points of the class-aware one, -2 for those that the benchmark's lists name. weight: (M,) float32, how many labelled points of its scene
+    a row stands for: with these the class-aware sample means the same as all points. listed: title -> rows of the benchmark's lists.
     """
 
     features: Tensor
@@ -55,13 +56,14 @@ class Sample:
     scene: Tensor
     even: Tensor
     weight: Tensor
+    listed: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def rows(self, aware: bool = True) -> Tensor:
         """(m,) int64 rows of the class-aware sample, or of the class-blind one."""
-        return torch.nonzero((self.even < 0) == aware)[:, 0]
+        return torch.nonzero(self.even == -1 if aware else self.even >= 0)[:, 0]
 
     def draw(self, rows: Tensor, count: int, seed: int) -> Tensor:
         """At most `count` of these rows, as likely as the points they stand for: a class-blind part.
@@ -162,11 +164,16 @@ def data_keys(scenes: Sequence[Scene], label: str, classes: int) -> tuple[str, s
 
 
 class FeatureCache:
-    """Features of one source on the scenes of one dataset. folder: of all caches. count: sampled points a scene, None = all labelled ones."""
+    """Features of one source on the scenes of one dataset. folder: of all caches. count: sampled points a scene, None = all labelled ones.
+    lists: of the benchmark, whose points are kept, too."""
 
-    def __init__(self, folder: Path, source: BackboneFeatures | InputFeatures, train_key: str, val_key: str, count: int | None):
-        self.source = source
-        key = hashlib.sha256("|".join((source.key, train_key, val_key, str(count), str(EVEN), "weighted")).encode()).hexdigest()[:20]
+    def __init__(
+        self, folder: Path, source: BackboneFeatures | InputFeatures, train_key: str, val_key: str, count: int | None,
+        lists: FewLists | None = None,
+    ):  # fmt: skip
+        self.source, self.lists = source, lists
+        listed = [lists.key] if lists else []
+        key = hashlib.sha256("|".join((source.key, train_key, val_key, str(count), str(EVEN), "weighted", *listed)).encode()).hexdigest()[:20]
         self.folder, self.count = folder / key, count
         try:
             (self.folder / "scenes").mkdir(parents=True, exist_ok=True)
@@ -180,9 +187,22 @@ class FeatureCache:
             with alone(self.folder):
                 if not done.exists():
                     self._compute(scenes, label, progress, done)
-        arrays = {name: np.load(self.folder / "sample" / f"{name}.npy", mmap_mode="c") for name in _FIELDS}
+        arrays = {name: np.load(self.folder / "sample" / f"{name}.npy", mmap_mode="c") for name in self._fields}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Sample(**{name: x if name == "features" else x.clone() for name, x in tensors.items()})
+        bits = tensors.pop("lists", None)
+        sample = Sample(**{name: x if name == "features" else x.clone() for name, x in tensors.items()})
+        return sample if bits is None else replace(sample, listed=self._listed(sample, bits, scenes))
+
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        return (*_FIELDS, "lists") if self.lists else _FIELDS
+
+    def _listed(self, sample: Sample, bits: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
+        """Title -> rows, of every list."""
+        names = getattr(scenes, "names", None) or [scene.name for scene in scenes]
+        aware = sample.rows()
+        found = {title: aware[torch.isin(sample.scene[aware], self.lists.chosen(title, names))] for title in self.lists.scenes}
+        return found | {title: torch.nonzero(bits >> bit & 1)[:, 0] for bit, title in enumerate(self.lists.points)}
 
     def _compute(self, scenes: Sequence[Scene], label: str, progress: Callable[[int, int], None], done: Path) -> None:
         (self.folder / "parts").mkdir(exist_ok=True)
@@ -205,8 +225,10 @@ class FeatureCache:
         known = scene.labels[label]
         aware = sample_points(known, self.count, rng)
         even = even_points(known, EVEN, rng)
-        rows = torch.cat([aware, even])
-        draw = torch.cat([torch.full((len(aware),), -1), torch.arange(len(even))])
+        none = torch.zeros(0, dtype=torch.int64)
+        listed, bits = self.lists.rows(scene, known) if self.lists else (none, none)
+        rows = torch.cat([aware, even, listed])
+        draw = torch.cat([torch.full((len(aware),), -1), torch.arange(len(even)), torch.full((len(listed),), -2)])
         values = {
             "features": half(self.source.sample(scene, rows), scene.name),
             "labels": known[rows].long(),
@@ -214,9 +236,10 @@ class FeatureCache:
             "offset": _offsets(scene)[rows],
             "scene": torch.full((len(rows),), number),
             "even": draw,
-            "weight": torch.cat([represented(known, aware), represented(known, even, by_class=False)]),
+            "weight": torch.cat([represented(known, aware), *(represented(known, x, by_class=False) for x in (even, listed))]),
+            "lists": torch.cat([torch.zeros(len(aware) + len(even), dtype=torch.int64), bits]),
         }
-        return {name: x.numpy() for name, x in values.items()}
+        return {name: values[name].numpy() for name in self._fields}
 
     def _join(self, count: int, folder: Path) -> None:
         """One file a field out of all parts, a part in memory at a time."""
@@ -226,7 +249,7 @@ class FeatureCache:
         for path in parts:
             with np.load(path) as part:
                 sizes.append(len(part["labels"]))
-        for name in _FIELDS:
+        for name in self._fields:
             # Written, not mapped: on a full disk a write fails, where a mapped page would kill the process.
             with _named(folder / f"{name}.npy"), open(folder / f"{name}.npy", "wb") as file:
                 for i, path in enumerate(parts):

@@ -25,6 +25,7 @@ from pcssl.evaluation.ceilings import train_with_labels
 from pcssl.evaluation.features import turn_scene
 from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
+from pcssl.evaluation.lists import FewLists, points_title, scenes_title
 from pcssl.evaluation.metrics import confusion_matrix, scores
 from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.pretrained import Levels, PretrainedModel
@@ -60,6 +61,8 @@ class ProbeConfig:
     database: most points that the nearest neighbour searches, a class-blind part of the sample (`Sample.draw`).
     few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels; another part for
         each seed, of the points out of 200 that all seeds share.
+    few_lists: folder with the data-efficient benchmark's own lists, scenes/P.txt and points/pointsK; those that are there
+        take the place of the draws, "listed" in the scores' names.
     instance_radius: metres within which points of an instance touch.
     views: of test-time augmentation: with more than 1 the linear head, and networks trained with labels, are scored a
         second time, with probabilities averaged over so many turns of the scene about the vertical axis.
@@ -79,6 +82,7 @@ class ProbeConfig:
     neighbors: tuple[Count, ...] = (1, 20)
     few_scenes: tuple[Part, ...] = (0.01, 0.05, 0.1, 0.2)
     few_points: tuple[Annotated[int, Range(1, EVEN)], ...] = (20, 50, 100, 200)
+    few_lists: str | None = None
     instance_radius: Annotated[float, Range(0, low_open=True)] = 0.04
     views: Count = 1
     levels: bool = False
@@ -197,6 +201,8 @@ class _Run:
         )  # fmt: skip
         self.classes = len(data.classes)
         self.count = None if config.train_points == "all" else config.train_points
+        asked = config.few_lists is not None and "few" in config.heads
+        self.lists = FewLists.read(Path(config.few_lists), config.few_scenes, config.few_points) if asked else None
         self.instances: dict[str, dict[str, Any]] = {}
         if "instances" in config.heads:
             without = next((scene.name for scenes in (train, val) for scene in scenes if scene.instance is None), None)
@@ -211,7 +217,7 @@ class _Run:
         found: dict[str, dict[int, Tensor]] = {}
         precision: dict[int, dict[str, Any]] = {}
         for i, source in enumerate(sources):
-            cache = FeatureCache(self.folder, source, self.train_key, self.val_key, self.count)
+            cache = FeatureCache(self.folder, source, self.train_key, self.val_key, self.count, self.lists)
             sample = cache.sample(self.train, self.data.label, _progress(f"{name}: features of training scenes"))
             seeds = range(i, self.config.seeds, len(sources))
             missing: list[PlannedHead] = []
@@ -411,21 +417,27 @@ def plan_heads(
 
 
 def few_labels(sample: Sample, config: ProbeConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Rows that keep their labels: of some scenes, or a few of every scene; drawn anew for each seed."""
+    """Rows that keep their labels: of some scenes, or a few of every scene; listed, or drawn anew for each seed."""
     rng = torch.Generator().manual_seed(seed)
     scenes = sample.scene.unique()
     order = scenes[torch.randperm(len(scenes), generator=rng)]
     aware = sample.rows()
     for part in config.few_scenes:
         kept = order[: max(1, round(part * len(scenes)))]
-        yield f"{100 * part:g} % of scenes", aware[torch.isin(sample.scene[aware], kept)]
+        yield _listed(sample, scenes_title(part), aware[torch.isin(sample.scene[aware], kept)])
     even = sample.rows(aware=False)
     turn = torch.randperm(EVEN, generator=rng)[sample.even[even]]
     even = even[torch.argsort(sample.scene[even] * EVEN + turn)]
     sizes = torch.unique_consecutive(sample.scene[even], return_counts=True)[1]
     rank = torch.arange(len(even)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     for count in config.few_points:
-        yield f"{count} points a scene", even[rank < count].sort().values
+        yield _listed(sample, points_title(count), even[rank < count].sort().values)
+
+
+def _listed(sample: Sample, title: str, drawn: Tensor) -> tuple[str, Tensor]:
+    """The benchmark's rows, by another name, where there is a list with any that have a label."""
+    listed = sample.listed.get(title, ())
+    return (f"{title}, listed", listed) if len(listed) else (title, drawn)
 
 
 def asked_points(label: Tensor, count: int, number: int) -> Tensor:
