@@ -111,6 +111,9 @@ def _verdict(error: BaseException) -> tuple[str, int | None]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
         return f"error: no space left on the disk{where}; free some and run again", 1
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        where = f" {error.filename}" if error.filename else ""
+        return f"error: the file{where} is larger than this system or `ulimit -f` allows", 1
     return "", None
 
 

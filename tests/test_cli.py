@@ -117,6 +117,11 @@ class Refused(UserError):
             1,
             "pcssl fake: error: no space left on the disk for /data/run/last.pt; free some and run again\n",
         ),
+        (
+            OSError(errno.EFBIG, "File too large", "/data/features.npy"),
+            1,
+            "pcssl fake: error: the file /data/features.npy is larger than this system or `ulimit -f` allows\n",
+        ),
     ],
 )
 def test_mendable_errors_are_one_line(command, capsys, error, status, said):

@@ -113,6 +113,35 @@ def test_probe_warns_of_heads_that_are_scored_where_they_are_fitted(folder, tmp_
     assert "--scenes 0" in capsys.readouterr().err
 
 
+def test_a_probe_of_scenes_that_training_saw_warns_everywhere(folder, tmp_path, capsys):
+    arguments = ["probe", "--checkpoint", str(folder / "out"), "--data", str(folder / "data.yaml"), "--out", str(tmp_path)]
+    settings = ["--heads", "nn", "probe.floors=false", "--pictures", "0", "--device", "cpu"]
+    assert main([*arguments, *settings, "probe.train_split=val", "probe.val_split=train"]) == 0
+    warning = "the checkpoint was trained on 4 of the 4 scenes of 'train' that it is scored on (room0, room1, room2, ...)"
+    assert warning in capsys.readouterr().err and warning in (tmp_path / "report.md").read_text()
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert warning in found["warnings"][0] and found["checkpoint"]["split"] == "train"
+    assert "split train" in (tmp_path / "report.md").read_text()
+
+
+def test_results_hold_what_is_needed_to_make_them_again(folder, tmp_path):
+    settings = ["--heads", "nn", "probe.floors=false", "probe.val_points=50", "--device", "cpu", "--pictures", "1"]
+    assert main(["probe", "--checkpoint", str(folder / "out"), "--data", str(folder / "data.yaml"), "--out", str(tmp_path), *settings]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["config"]["dataset"]["root"] == str(folder / "data") and found["config"]["probe"]["val_points"] == 50
+    assert {"pcssl", "commit", "torch", "numpy", "python", "engine"} <= set(found["machine"])
+    assert len(found["data"]["fingerprint"]) == 32 and found["protocol"]["seeds"] == 1
+    assert "](pictures/features.png)" in (tmp_path / "report.md").read_text()
+    trained = json.loads((folder / "out" / "results.json").read_text())
+    assert trained["config"]["optimizer"]["epochs"] == 2  # a probe after training has the config of the run
+
+
+def test_a_missing_checkpoint_leaves_nothing_behind(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["probe", "--checkpoint", "none.pt", "--data", str(folder / "data.yaml")]) == 2
+    assert "none.pt" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_commands_run_on_the_engine_they_are_told(folder, tmp_path, monkeypatch):
     from pcssl.sparse import conv, current_engine
 

@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from test_hunet import SMALL
@@ -35,6 +36,8 @@ from pcssl.evaluation import (
 from pcssl.evaluation.cache import EVEN, BackboneFeatures, FeatureCache, Sample, data_keys, half, weights_key
 from pcssl.evaluation.features import sample_points
 from pcssl.evaluation.instances import InstanceProbe
+from pcssl.evaluation.lists import FewLists
+from pcssl.evaluation.lovasz import lovasz_softmax
 from pcssl.evaluation.probe import FittedHead, PlannedHead, _together, few_labels
 from pcssl.models import HUNet
 from pcssl.sparse import available_engines, use_engine
@@ -127,15 +130,64 @@ def test_linear_probe_is_as_good_as_scikit_learns_logistic_regression():
         assert 0.5 < accuracy < 0.95 and accuracy == pytest.approx(theirs.score(x[rows].numpy(), known), abs=0.01)
 
 
+def one_minus_iou(predicted, label, weight, classes):
+    """Mean over the classes that occur."""
+    found = []
+    for k in range(classes):
+        mine, wanted = predicted == k, label == k
+        if wanted.any():
+            found.append(1 - float(weight[mine & wanted].sum() / weight[mine | wanted].sum()))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_lovasz_loss_of_hard_predictions_is_one_minus_the_iou(weighted):
+    g = torch.Generator().manual_seed(0)
+    label, predicted = (torch.randint(0, 4, (60,), generator=g) for _ in range(2))
+    label[label == 3] = 2  # class 3 is predicted, but does not occur
+    weight = torch.rand(60, generator=g).double() + 0.1 if weighted else torch.ones(60).double()
+    hard = torch.nn.functional.one_hot(predicted, 4).double()
+    found = float(lovasz_softmax(hard, label, weight if weighted else None))
+    assert found == pytest.approx(one_minus_iou(predicted, label, weight, 4)) and found > 0.3
+    assert float(lovasz_softmax(torch.nn.functional.one_hot(label, 4).double(), label, weight)) == pytest.approx(0)
+    assert float(lovasz_softmax(hard[:0], label[:0])) == 0
+
+
+def test_the_lovasz_loss_is_convex_and_weights_count_points():
+    """Between two hard predictions the extension is at most the chord; a weight is so many equal rows."""
+    g = torch.Generator().manual_seed(1)
+    label, a, b = (torch.randint(0, 3, (50,), generator=g) for _ in range(3))
+    a, b = (torch.nn.functional.one_hot(x, 3).double() for x in (a, b))
+    ends = [float(lovasz_softmax(x, label)) for x in (a, b)]
+    for part in (0.2, 0.5, 0.9):
+        between = float(lovasz_softmax(part * a + (1 - part) * b, label))
+        assert between <= part * ends[0] + (1 - part) * ends[1] + 1e-9
+    soft = torch.rand(50, 3, generator=g).double().softmax(1)
+    times = torch.randint(1, 5, (50,), generator=g)
+    repeated = lovasz_softmax(soft.repeat_interleave(times, 0), label.repeat_interleave(times))
+    assert float(repeated) == pytest.approx(float(lovasz_softmax(soft, label, times.double())))
+
+
+def test_a_linear_probe_with_the_lovasz_loss_has_a_better_iou_of_a_rare_class():
+    g = torch.Generator().manual_seed(0)
+    label = (torch.rand(8000, generator=g) < 0.05).long()
+    x = torch.randn(8000, 2, generator=g) + label[:, None] * 1.2
+    plain, lovasz = (LinearProbe.fit(x, label, 2, epochs=60, batch_size=1000, lovasz=on) for on in (False, True))
+    miou = [scores(confusion_matrix(fitted(x), label, 2)).iou[1] for fitted in (plain, lovasz)]
+    assert miou[1] > 1.2 * miou[0] > 0
+
+
 def test_a_linear_probe_is_the_same_from_disk(monkeypatch):
     x, y = torch.randn(900, 8), torch.randint(0, 3, (900,))
     rows, columns = torch.arange(0, 900, 2), torch.tensor([1, 2, 5])
-    settings = {"rows": rows, "columns": columns, "epochs": 2, "min_steps": 20, "batch_size": 100}
+    settings = {"rows": rows, "columns": columns, "epochs": 2, "min_steps": 20, "batch_size": 100, "lovasz": True, "weights": torch.rand(900) + 0.5}
     kept = LinearProbe.fit(x, y, 3, **settings)
     monkeypatch.setattr("pcssl.evaluation.linear.IN_MEMORY", 0)
     streamed = LinearProbe.fit(x, y, 3, **settings)
     torch.testing.assert_close(kept.layer.weight, streamed.layer.weight, atol=1e-5, rtol=1e-4)
-    alone = LinearProbe.fit(x[rows][:, columns], y[rows], 3, epochs=2, min_steps=20, batch_size=100)
+    alone = LinearProbe.fit(
+        x[rows][:, columns], y[rows], 3, epochs=2, min_steps=20, batch_size=100, lovasz=True, weights=settings["weights"][rows]
+    )
     torch.testing.assert_close(kept.layer.weight, alone.layer.weight, atol=1e-5, rtol=1e-4)
 
 
@@ -460,6 +512,63 @@ def test_few_labels_are_few():
         assert len(rows["50 points a scene"]) == 500 and len(rows["100 points a scene"]) == 600
 
 
+def test_the_benchmarks_lists_take_the_place_of_draws(model, tmp_path):
+    """Scenes and points that the files name, and only labelled ones of them; what has no file is drawn."""
+    lists = tmp_path / "lists"
+    (lists / "scenes").mkdir(parents=True)
+    (lists / "points").mkdir()
+    (lists / "scenes" / "20.txt").write_text("room2\n")
+    named = {"room0": [5, 7, 399], "room1": [0], "room2": [11, 5]}
+    torch.save({name: np.array(points) for name, points in named.items()}, lists / "points" / "points20")
+    torch.save({name: np.array(points[:1]) for name, points in named.items()}, lists / "points" / "points50")
+
+    class Data(Source):
+        def scenes(self, split):
+            found = super().scenes(split)
+            found[0].labels["segment20"][7] = -1
+            return found
+
+    train = Data().scenes("train")
+    found = FewLists.read(lists, (0.1, 0.2), (20, 50, 100))
+    cache = FeatureCache(tmp_path / "cache", BackboneFeatures(model.point_features()), "a", "b", 60, found)
+    for _ in range(2):  # computed, and read again
+        sample = cache.sample(train, "segment20", lambda done, total: None)
+        config = ProbeConfig(few_scenes=(0.1, 0.2), few_points=(20, 50, 100))
+        few = dict(few_labels(sample, config, 0))
+        assert list(few) == ["10 % of scenes", "20 % of scenes, listed", "20 points a scene, listed", "50 points a scene, listed", "100 points a scene"]
+        assert set(sample.scene[few["20 % of scenes, listed"]].tolist()) == {2} and len(few["20 % of scenes, listed"]) == 60
+        expected = [(i, train[i].coord[p].tolist()) for i, p in ((0, 5), (0, 399), (1, 0), (2, 5), (2, 11))]
+        rows = few["20 points a scene, listed"]
+        assert list(zip(sample.scene[rows].tolist(), sample.coord[rows].tolist())) == expected
+        assert sample.scene[few["50 points a scene, listed"]].tolist() == [0, 1, 2]
+        for i, row in enumerate(rows.tolist()):
+            assert int(sample.labels[row]) == int(train[expected[i][0]].labels["segment20"][[5, 399, 0, 5, 11][i]])
+        assert len(sample.rows()) == 180 and len(sample.rows(aware=False)) == 3 * EVEN  # as without lists
+
+    settings = ProbeConfig(heads=("few",), few_scenes=(0.2,), few_points=(20,), train_points=100, epochs=2, seeds=1, floors=False)
+    scored = probe(model, Data(), replace(settings, few_lists=str(lists)), cache=tmp_path, report=lambda line: None)["results"]["trained"]
+    drawn = probe(model, Data(), settings, cache=tmp_path, report=lambda line: None)["results"]["trained"]
+    assert set(scored) == {f"{title}, listed" for title in drawn} and scored["linear/20 % of scenes, listed"]["miou"]["mean"] > 0
+
+
+def test_lists_that_do_not_fit(model, tmp_path):
+    def run():
+        config = ProbeConfig(heads=("few",), few_scenes=(0.2,), few_points=(20,), few_lists=str(tmp_path), train_points=50, epochs=1, seeds=1, floors=False)
+        return probe(model, Source(), config, report=lambda line: None)
+
+    with pytest.raises(UserError, match="none of the benchmark's lists, for example .*scenes/20.txt"):
+        run()
+    for folder in ("scenes", "points"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "scenes" / "20.txt").write_text("room2 scene9")
+    with pytest.raises(UserError, match=r"1 scenes that are not there \(scene9\)"):
+        run()
+    (tmp_path / "scenes" / "20.txt").unlink()
+    torch.save({"room1": [400]}, tmp_path / "points" / "points20")
+    with pytest.raises(UserError, match="names point 400 of room1, which has 400"):
+        run()
+
+
 def test_clusters_of_well_separated_features():
     g = torch.Generator().manual_seed(0)
     label = torch.arange(3000) % 5
@@ -583,6 +692,64 @@ def test_each_level_alone_and_left_out(model):
     found = probe(model, Source(), settings, report=lambda line: None)["results"]
     names = {f"linear/level {i} alone" for i in range(3)} | {f"linear/without level {i}" for i in range(3)}
     assert set(found["trained"]) == {"linear"} | names and set(found["random weights"]) == {"linear"}
+
+
+def test_some_levels_only(model, tmp_path):
+    """The last layer alone is level 0 of the study, and every head takes it; the floors have the same levels."""
+    settings = {"train_points": 100, "epochs": 2, "seeds": 1}
+    study = probe(model, Source(), ProbeConfig(heads=("linear",), levels=True, **settings), report=lambda line: None)["results"]
+    config = ProbeConfig(heads=("linear", "nn", "clusters"), only_levels=(0,), views=2, **settings)
+    last = probe(model, Source(), config, cache=tmp_path, report=lambda line: None)["results"]
+    assert last["trained"]["linear"] == study["trained"]["linear/level 0 alone"] != study["trained"]["linear"]
+    assert last["random weights"]["linear"] != study["random weights"]["linear"]
+    assert last["input features"]["linear"] == study["input features"]["linear"]
+    again = probe(model, Source(), replace(config, only_levels=(0, 1, 2)), cache=tmp_path, report=lambda line: None)["results"]
+    assert again["trained"]["linear"] == study["trained"]["linear"]
+    for options, message in (({"only_levels": (3,)}, "levels 0 to 2"), ({"only_levels": ()}, "levels 0 to 2")):
+        with pytest.raises(UserError, match=f"probe.only_levels.*{message}"):
+            probe(model, Source(), ProbeConfig(**options), report=lambda line: None)
+    with pytest.raises(ValueError, match="leave only_levels out"):
+        ProbeConfig(levels=True, only_levels=(0,))
+
+
+def test_all_points_as_the_sample(model, tmp_path):
+    config = ProbeConfig(heads=("linear",), train_points="all", epochs=2, seeds=1, floors=False)
+    found = probe(model, Source(), config, cache=tmp_path, report=lambda line: None)
+    sample = FeatureCache(tmp_path, BackboneFeatures(model.point_features()), *_keys(Source()), None).sample([], "", None)
+    assert len(sample.rows()) == sum(len(scene) for scene in Source().scenes("train")) and (sample.weight[sample.rows()] == 1).all()
+    assert found["protocol"]["train_points"] == "all"
+
+
+def _keys(data):
+    return (data_keys(data.scenes(split), data.label, len(data.classes))[1] for split in ("train", "val"))
+
+
+def test_kept_scores_are_of_the_loss(model, tmp_path):
+    def linear(lovasz):
+        config = ProbeConfig(heads=("linear",), train_points=100, epochs=5, seeds=1, floors=False, lovasz=lovasz)
+        return probe(model, Source(), config, cache=tmp_path, report=lambda line: None)["results"]["trained"]["linear"]
+
+    assert linear(False) != linear(True) != linear(False)
+
+
+def test_a_full_disk_ends_with_an_error_and_the_next_call_goes_on(model, tmp_path):
+    """A limit on the size of files stands for the full disk: the sample is cut off, nothing of it is taken for whole."""
+    resource, signal = pytest.importorskip("resource"), pytest.importorskip("signal")
+    scenes, source = Source().scenes("train"), BackboneFeatures(PointFeatures(model.backbone, 0.1))
+    cache = FeatureCache(tmp_path, source, "a", "b", 60)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[0][1]))  # a part is smaller, all together are not
+        with pytest.raises(OSError, match="features.npy"):
+            cache.sample(scenes, "segment20", lambda done, total: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+        signal.signal(signal.SIGXFSZ, before[1])
+    assert sorted(path.name for path in cache.folder.iterdir() if path.name != ".lock") == ["parts", "scenes"]
+    assert len(list((cache.folder / "parts").iterdir())) == 3
+    source.features = None  # the parts are there
+    resumed = cache.sample(scenes, "segment20", lambda done, total: None)
+    assert len(resumed.rows()) == 180 and torch.isfinite(resumed.features).all()
 
 
 def test_metrics_equal_scikit_learns():

@@ -13,6 +13,7 @@ from test_msm import room
 from test_training import config, same, weights
 
 from pcssl.cli import main
+from pcssl.errors import UserError
 from pcssl.evaluation import PointFeatures
 from pcssl.evaluation.health import level_health, verdict
 from pcssl.evaluation.monitor import SmallProbe
@@ -116,6 +117,22 @@ def test_small_probe_tells_good_features_from_none():
     none = probe(Fake(lambda x: normal(len(x.features), 6)), 0)
     assert good["probe/linear"] > 0.9 and good["probe/1-nn"] > 0.9 and none["probe/linear"] < 0.6
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_small_probe_without_labels_is_refused():
+    for change, message in ((lambda x: {}, "has no segment20"), (lambda x: {"segment20": torch.full_like(x["segment20"], -1)}, "no point of")):
+        val = Source().scenes("val")
+        for scene in val:
+            scene.labels = change(scene.labels)
+        with pytest.raises(UserError, match=message):
+            SmallProbe(Source().scenes("train"), val, "segment20", 3, 0.1)
+
+
+def test_too_few_points_give_no_verdict():
+    good = PointFeatures(Fake(mixed), 0.1)
+    with pytest.raises(UserError, match="1 points together, too few"):
+        level_health(good, [room(0, 100)[torch.tensor([3])]])
+    assert "no level" in verdict(level_health(good, [room(0, 250)]))[0]
 
 
 def test_health_command(folder, tmp_path, capsys):  # noqa: F811

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
@@ -122,6 +123,94 @@ def test_scenes_add_up():
     ap.add(proposals(200, (2, 0.9, 0, 200)), *scene((2, 200)))
     ap.add(proposals(200), *scene((2, 200)))
     assert ap.scores()["ap50"] == pytest.approx(0.5)
+
+
+def benchmark_precision(scenes, overlap, kind):
+    """ScanNet's evaluate_semantic_instance.py, step by step: one class, one threshold, predictions in the order given."""
+    true, score, missed, any_truth = [], [], 0, False
+    for found, label, instance in scenes:
+        void = ~((label >= 2) & (instance >= 0))
+        truths = [(label == kind) & (instance == i) for i in instance[(label == kind) & (instance >= 0)].unique()]
+        predictions = [(m, float(s)) for m, s, k in zip(found.mask, found.score, found.label) if int(k) == kind and int(m.sum()) >= 100]
+        iou = [[float((m & t).sum()) / float((m | t).sum()) for t in truths] for m, _ in predictions]
+        large = [int(t.sum()) >= 100 for t in truths]
+        any_truth |= any(large)
+        visited = set()
+        for t in range(len(truths)):
+            if not large[t]:
+                continue
+            best = None
+            for p in range(len(predictions)):
+                if p in visited or iou[p][t] <= overlap:
+                    continue
+                confidence = predictions[p][1]
+                if best is None:
+                    best = confidence
+                    visited.add(p)
+                else:  # the lower one is a false positive
+                    true.append(0)
+                    score.append(min(best, confidence))
+                    best = max(best, confidence)
+            if best is None:
+                missed += 1
+            else:
+                true.append(1)
+                score.append(best)
+        for p, (mask, confidence) in enumerate(predictions):
+            if any(iou[p][t] > overlap for t in range(len(truths))):
+                continue
+            ignored = int((mask & void).sum()) + sum(int((mask & t).sum()) for t, big in zip(truths, large) if not big)
+            if ignored / int(mask.sum()) <= overlap:
+                true.append(0)
+                score.append(confidence)
+    if not any_truth:
+        return None
+    if not score:
+        return 0.0
+    order = np.argsort(score, kind="stable")
+    score, true = np.array(score)[order], np.array(true)[order]
+    below = np.append(np.cumsum(true), 0)
+    starts = np.unique(score, return_index=True)[1]
+    precision, recall = np.zeros(len(starts) + 1), np.zeros(len(starts) + 1)
+    for i, start in enumerate(starts):
+        lost = below[start - 1]
+        hits = true.sum() - lost
+        precision[i] = hits / (len(score) - start)
+        recall[i] = hits / (hits + lost + missed) if hits + lost + missed else 0
+    precision[-1] = 1
+    return float(precision @ np.convolve(np.append(np.append(recall[0], recall), 0), [-0.5, 0, 0.5], "valid"))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_average_precision_equals_the_benchmarks_script(seed):
+    """Rows of points cut into instances, small and large, unlabelled parts between, and proposals that meet them by chance."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=g))
+
+    scenes, ap = [], AveragePrecision(CLASSES)
+    for _ in range(3):
+        truth = scene(*[(draw(0, 4), draw(40, 300)) for _ in range(8)], void=draw(0, 400))
+        total, found, at = len(truth[0]), [], 0
+        for _ in range(25):
+            at = draw(0, total - 60)
+            found.append((draw(2, 4), draw(1, 20) / 20, at, min(total, at + draw(60, 320))))
+        for i in truth[1].unique()[1:].tolist():  # near to the truth
+            rows = torch.nonzero(truth[1] == i)[:, 0]
+            found.append((int(truth[0][rows[0]]), draw(1, 20) / 20, int(rows[0]), int(rows[-1]) + draw(-20, 30)))
+        found = proposals(total, *sorted((f for f in found if f[0] >= 2), key=lambda f: -f[1]))
+        ap.add(found, *truth)
+        scenes.append((found, *truth))
+    scored = ap.scores()["classes"]
+    for kind in (2, 3):
+        expected = {o: benchmark_precision(scenes, o, kind) for o in (*np.arange(0.5, 0.95, 0.05), 0.25)}
+        if expected[0.25] is None:
+            assert CLASSES[kind] not in scored
+            continue
+        assert scored[CLASSES[kind]]["ap25"] == pytest.approx(expected[0.25]) and expected[0.25] > 0
+        assert scored[CLASSES[kind]]["ap50"] == pytest.approx(expected[0.5])
+        assert scored[CLASSES[kind]]["ap"] == pytest.approx(np.mean([v for o, v in expected.items() if o != 0.25]))
 
 
 # Grouping

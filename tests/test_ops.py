@@ -468,6 +468,14 @@ def test_exact_mode_equals_the_dense_grid_where_all_eight_are_occupied():
     assert (found[~inside] - expected[~inside]).abs().max() > 0.1
 
 
+def test_exact_mode_reads_a_linear_field_exactly():
+    _, coords = level(density=1.0, scenes=1)
+    slope, start = (torch.randn(*size, generator=rng(3), dtype=torch.float64) for size in ((3, 5), (5,)))
+    features = (coords[:, 1:].double() + 0.5) @ slope + start  # at the middles of the voxels
+    points, batch = random_points(300, -3.5, 3.5, scenes=1)
+    torch.testing.assert_close(read(features, coords, points, batch, "exact"), points @ slope + start)
+
+
 def test_exact_weights_sum_to_one_beside_empty_voxels():
     _, coords = level(density=0.1)
     points, batch = random_points(500, -5, 5)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pcssl.cli import main
 from pcssl.commands.probe import leakage
-from pcssl.evaluation.report import differences, markdown, ratios, table
+from pcssl.evaluation.report import cautions, differences, markdown, ratios, table
 from pcssl.visualization import bar_chart
 
 
@@ -101,6 +101,36 @@ def test_compare_of_instances_and_of_nothing_in_common(found, tmp_path, capsys):
     assert differences(found, other) == ["radius of instances: 0.1 against None"]
     del other["instances"]
     assert differences(found, other) == []
+
+
+def test_compare_tells_what_does_not_stop_it(found, tmp_path, capsys):
+    """Other seeds, other budgets of labelled training, warnings of either result; results without later settings."""
+    other = copy.deepcopy(found)
+    other["protocol"] |= {"seeds": 1, "lovasz": False, "only_levels": None}
+    found["labelled_training"], other["labelled_training"] = ({"steps": steps, "lr": 0.01} for steps in (100, 500))
+    del found["warnings"]
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    for path, content in zip(paths, (found, other)):
+        path.write_text(json.dumps(content))
+    assert main(["compare", *map(str, paths)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: means over 3 against 1 seeds",
+        "warning: networks were trained with labels under other budgets: steps 100 against 500",
+        "warning: second result: the checkpoint was trained on 2 of them",
+    ]
+    assert cautions(found, found) == []
+    for key, value, named in (("lovasz", True, "Lovász"), ("only_levels", [0], "levels that features are read from")):
+        (line,) = differences(found, {**other, "protocol": other["protocol"] | {key: value}})
+        assert named in line
+
+
+def test_a_report_says_what_was_not_measured_and_shows_pictures(found):
+    page = markdown(found, ["features.png", "classes.png", "levels.png"])
+    for name in ("features", "classes", "levels"):
+        assert f"](pictures/{name}.png)" in page
+    assert "Not measured" not in page and "pictures/" not in markdown(found)
+    alone = {**found, "results": {"trained": found["results"]["trained"]}}
+    assert "Not measured: the floors" in markdown(alone) and "Not measured: the ceiling" in markdown(alone)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense", '{"protocol": 3, "data": {}, "results": {}}'])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pcssl.errors import UserError
-from pcssl.evaluation.report import compared, differences
+from pcssl.evaluation.report import cautions, compared, differences
 
 _DESCRIPTION = """\
 Put the scores of two probes side by side.
@@ -17,7 +17,8 @@ Put the scores of two probes side by side.
   python -m pcssl compare runs/a/results.json runs/b/results.json
 
 Scores are comparable only under the same protocol on the same scenes. Where these differ the command
-says how and stops with status 2; --anyway prints the table all the same, with a warning.
+says how and stops with status 2; --anyway prints the table all the same, with a warning. Other numbers of
+seeds, other budgets of training with labels and the warnings of either result are told, and do not stop it.
 """
 
 
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         )
     for line in found:
         print(f"warning: not comparable: {line}", file=sys.stderr)
+    for line in cautions(a, b):
+        print(f"warning: {line}", file=sys.stderr)
     print(compared(a, b, (args.first.parent.name or "first", args.second.parent.name or "second")))
     return 0
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pcssl.config import Component, load_config
+from pcssl.config import Component, load_config, to_dict
 from pcssl.data.datasets import SceneSource
 from pcssl.errors import UserError
 from pcssl.evaluation import (
@@ -101,19 +102,25 @@ def run(args: argparse.Namespace) -> int:
     levels = ["probe.levels=true"] if args.levels else []
     job = load_config(args.data, ProbeJob | ImageProbeJob, [*args.overrides, *heads, *levels])
     out = args.out or default_out(args.checkpoint)
+    # The checkpoint is opened first: a wrong path should not cost the making of a dataset, nor leave a folder.
+    if isinstance(job, ImageProbeJob):
+        load_image_model(args.checkpoint, with_head=job.probe.layers)
+        make_folder(out)
+        probe_images_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device, job)
+        return 0
+    load_model(args.checkpoint)
+    make_folder(out)
+    with use_engine(args.engine):
+        probe_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device, args.pictures, args.cache, job)
+    return 0
+
+
+def make_folder(out: Path) -> None:
+    """For results; UserError where there cannot be one."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write results to {out}: {error.strerror}; choose another folder with --out") from error
-    # The checkpoint is opened first: a wrong path should not cost the making of a dataset.
-    if isinstance(job, ImageProbeJob):
-        load_image_model(args.checkpoint, with_head=job.probe.layers)
-        probe_images_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device)
-        return 0
-    load_model(args.checkpoint)
-    with use_engine(args.engine):
-        probe_and_report(args.checkpoint, job.dataset.build(), job.probe, out, args.device, args.pictures, args.cache)
-    return 0
 
 
 def default_out(checkpoint: str) -> Path:
@@ -132,8 +139,12 @@ def probe_and_report(
     device: str,
     pictures: int,
     cache: Path | None = None,
+    settings: Any = None,
 ) -> None:
-    """Probe a checkpoint on a dataset, write results.json, report.md and pictures to `out`, print the table."""
+    """Probe a checkpoint on a dataset, write results.json, report.md and pictures to `out`, print the table.
+
+    settings: the config that this call came from, which the results then hold.
+    """
     begin = time.monotonic()
     model = load_model(checkpoint, pick_device(device))
     trained_with_labels = {"supervised", "finetune"} & set(config.heads)
@@ -151,6 +162,7 @@ def probe_and_report(
         "checkpoint": {"path": str(checkpoint), **{k: v for k, v in model.card.items() if k != "scene_names"}},
         **({"labelled_training": budget(checkpoint)} if trained_with_labels else {}),
         "machine": describe_machine() | {"seconds": round(time.monotonic() - begin, 1)},
+        **({"config": to_dict(settings)} if settings is not None else {}),
     }
     if data.groups:
         found["groups"] = group_scores(found["results"], data.groups)
@@ -166,12 +178,14 @@ def probe_and_report(
     for name, value in ratios(found["results"]).items():
         print(f"{name}: {value:.2f}")
     print(f"\nresults      {out / 'results.json'}\nreport       {out / 'report.md'}")
-    for path in draw(model, data, config, found, predictions, out / "pictures") if pictures else []:
+    drawn = draw(model, data, config, found, predictions, out / "pictures") if pictures else []
+    write_text(out / "report.md", markdown(found, [path.name for path in drawn]))  # again: scores do not wait for pictures
+    for path in drawn:
         print(f"picture      {path}")
 
 
 def probe_images_and_report(
-    checkpoint: str | Path, data: ImageSource, config: ImageProbeConfig, out: Path, device: str
+    checkpoint: str | Path, data: ImageSource, config: ImageProbeConfig, out: Path, device: str, settings: Any = None
 ) -> None:
     """Probe a checkpoint on images, write results.json and report.md to `out`, print the tables."""
     if not isinstance(data, ImageSource):
@@ -185,6 +199,7 @@ def probe_images_and_report(
         "warnings": warnings,
         "checkpoint": {"path": str(checkpoint), **{k: v for k, v in model.card.items() if k != "scene_names"}},
         "machine": describe_machine() | {"seconds": round(time.monotonic() - begin, 1)},
+        **({"config": to_dict(settings)} if settings is not None else {}),
     }
     write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
     write_text(out / "report.md", image_markdown(found))
@@ -234,6 +249,8 @@ def describe_machine() -> dict[str, Any]:
         "pcssl": pcssl_version(),
         "commit": commit(),
         "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "engine": current_engine().name,
@@ -255,7 +272,7 @@ def draw(
     if all(predictions[i] is not None for i in numbers):
         columns["linear probe"] = [label_colors(predictions[i], data.colors) for i in numbers]
     for title, source in (("trained features", model), ("random weights", model.with_random_weights(0))):
-        features = [source.extract(scene).features for scene in shown]
+        features = [source.extract(scene, config.only_levels or "all").features for scene in shown]
         colors = PCAColors().fit(features)
         columns[title] = [colors(f) for f in features]
     rows = [
@@ -268,13 +285,14 @@ def draw(
     paths = [folder / "features.png"]
     save_png(paths[0], contact_sheet(rows, [s.name for s in shown], list(columns)))
     bars = {
-        source: [None if v is None else 100 * v for v in scores["linear"]["iou"]]
+        source: [None if v is None else 100 * v for v in scores[head]["iou"]]
         for source, scores in found["results"].items()
-        if "linear" in scores
+        for head in ("linear", "supervised", "finetune")
+        if head in scores
     }
     if bars:
         paths.append(folder / "classes.png")
-        save_png(paths[-1], bar_chart(found["data"]["classes"], bars, "IoU of the linear probe, %"))
+        save_png(paths[-1], bar_chart(found["data"]["classes"], bars, "IoU of the linear probe, and of networks trained with labels, %"))
     levels = {h[7:]: 100 * s["miou"]["mean"] for h, s in found["results"]["trained"].items() if "level " in h}
     if levels:
         if "linear" in found["results"]["trained"]:

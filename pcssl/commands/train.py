@@ -96,9 +96,9 @@ def _train_and_probe(config: TrainConfig | ImageTrainConfig, resume: bool) -> in
         return 130
     print(f"checkpoint   {checkpoint}\nTensorBoard  tensorboard --logdir {Path(config.output) / 'tensorboard'}")
     if config.probe.after_training and isinstance(config, ImageTrainConfig):
-        probe_images_and_report(checkpoint, data, config.probe, Path(config.output), config.device)
+        probe_images_and_report(checkpoint, data, config.probe, Path(config.output), config.device, config)
     elif config.probe.after_training:
-        probe_and_report(checkpoint, data, config.probe, Path(config.output), config.device, pictures=config.probe.pictures)
+        probe_and_report(checkpoint, data, config.probe, Path(config.output), config.device, config.probe.pictures, settings=config)
     return 0
 
 

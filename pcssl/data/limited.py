@@ -63,7 +63,7 @@ class LimitedScenes(Dataset):
         self._points = None
         self._rows = list(range(len(scenes)))
         if limit.kind == "scenes":
-            chosen = _official_scenes(limit.official) if limit.official else _own_scenes(scenes.names, limit)
+            chosen = official_scenes(limit.official) if limit.official else _own_scenes(scenes.names, limit)
             self._rows = [row for row in self._rows if scenes.names[row] in chosen]
             if len(self._rows) < len(chosen):
                 missing = sorted(chosen - set(scenes.names))
@@ -71,7 +71,7 @@ class LimitedScenes(Dataset):
                     f"{limit.official}: lists {len(missing)} scenes that are not there ({', '.join(missing[:3])})"
                 )
         elif limit.official:
-            self._points = _official_points(limit.official)
+            self._points = official_points(limit.official)
             self._rows = [row for row in self._rows if scenes.names[row] in self._points]
             if not self._rows:
                 raise UserError(f"{limit.official}: lists points of none of the {len(scenes)} scenes")
@@ -116,14 +116,16 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _official_scenes(path: Path) -> set[str]:
+def official_scenes(path: Path) -> set[str]:
+    """The names in one of the benchmark's lists of scenes; UserError for anything else."""
     try:
         return set(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a list of scenes ({error})") from error
 
 
-def _official_points(path: Path) -> dict[str, np.ndarray]:
+def official_points(path: Path) -> dict[str, np.ndarray]:
+    """Scene -> int64 indices of its labelled points, from one of the benchmark's files; UserError for anything else."""
     content = load_pth(path)
     try:
         return {str(name): np.asarray(points, dtype=np.int64).reshape(-1) for name, points in content.items()}

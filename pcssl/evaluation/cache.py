@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.evaluation.features import PointFeatures, SceneLevels, even_points, point_inputs, sample_points
 from pcssl.evaluation.instances import instance_offsets
+from pcssl.evaluation.lists import FewLists
 from pcssl.sparse import SparseTensor
 
 EVEN = 200  # random points a scene that are kept beside the class-aware ones, for probes with few labels
@@ -44,8 +45,8 @@ class Sample:
 
     features: (M, D) float16. labels: (M,) int64. coord: (M, 3) metres. offset: (M, 3) metres to the middle
     of the point's instance, NaN where it has none. scene: (M,) int64 number of the scene. even: (M,) int64, the place of a point in its scene's
-    class-blind draw, -1 for points of the class-aware one. weight: (M,) float32, how many labelled points of its scene
-    a row stands for: with these the class-aware sample means the same as all points.
+    class-blind draw, -1 for points of the class-aware one, -2 for those that the benchmark's lists name. weight: (M,) float32, how many labelled points of its scene
+    a row stands for: with these the class-aware sample means the same as all points. listed: title -> rows of the benchmark's lists.
     """
 
     features: Tensor
@@ -55,13 +56,14 @@ class Sample:
     scene: Tensor
     even: Tensor
     weight: Tensor
+    listed: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def rows(self, aware: bool = True) -> Tensor:
         """(m,) int64 rows of the class-aware sample, or of the class-blind one."""
-        return torch.nonzero((self.even < 0) == aware)[:, 0]
+        return torch.nonzero(self.even == -1 if aware else self.even >= 0)[:, 0]
 
     def draw(self, rows: Tensor, count: int, seed: int) -> Tensor:
         """At most `count` of these rows, as likely as the points they stand for: a class-blind part.
@@ -97,20 +99,23 @@ class InputFeatures:
 
 
 class BackboneFeatures:
-    """Multi-resolution features of a backbone as a source. channels: of each level."""
+    """Multi-resolution features of a backbone as a source. levels: those that are read. channels: of each of them."""
 
     def __init__(self, features: PointFeatures):
         self.features = features
-        self.channels = tuple(features.backbone.channels)
-        self.key = weights_key(features.backbone, features.voxel_size, features.mode, features.inputs)
+        every = tuple(range(len(features.backbone.channels)))
+        self.levels = every if features.levels is None else tuple(features.levels)
+        self.channels = tuple(features.backbone.channels[i] for i in self.levels)
+        some = () if self.levels == every else (self.levels,)
+        self.key = weights_key(features.backbone, features.voxel_size, features.mode, features.inputs, *some)
 
     def sample(self, scene: Scene, rows: Tensor) -> Tensor:
         levels = self.features.encode(scene)
         coord = scene.coord[rows]
-        return torch.cat([values.cpu() for _, values in levels.chunks(coord)]) if len(rows) else torch.zeros(0, sum(self.channels))
+        return torch.cat([values.cpu() for _, values in levels.chunks(coord, self.levels)]) if len(rows) else torch.zeros(0, sum(self.channels))
 
     def chunks(self, scene: Scene) -> Iterator[tuple[slice, Tensor]]:
-        return self.features.encode(scene).chunks(scene.coord)
+        return self.features.encode(scene).chunks(scene.coord, self.levels)
 
 
 def weights_key(module: nn.Module, *settings: Any) -> str:
@@ -159,11 +164,16 @@ def data_keys(scenes: Sequence[Scene], label: str, classes: int) -> tuple[str, s
 
 
 class FeatureCache:
-    """Features of one source on the scenes of one dataset. folder: of all caches."""
+    """Features of one source on the scenes of one dataset. folder: of all caches. count: sampled points a scene, None = all labelled ones.
+    lists: of the benchmark, whose points are kept, too."""
 
-    def __init__(self, folder: Path, source: BackboneFeatures | InputFeatures, train_key: str, val_key: str, count: int):
-        self.source = source
-        key = hashlib.sha256("|".join((source.key, train_key, val_key, str(count), str(EVEN), "weighted")).encode()).hexdigest()[:20]
+    def __init__(
+        self, folder: Path, source: BackboneFeatures | InputFeatures, train_key: str, val_key: str, count: int | None,
+        lists: FewLists | None = None,
+    ):  # fmt: skip
+        self.source, self.lists = source, lists
+        listed = [lists.key] if lists else []
+        key = hashlib.sha256("|".join((source.key, train_key, val_key, str(count), str(EVEN), "weighted", *listed)).encode()).hexdigest()[:20]
         self.folder, self.count = folder / key, count
         try:
             (self.folder / "scenes").mkdir(parents=True, exist_ok=True)
@@ -177,9 +187,22 @@ class FeatureCache:
             with alone(self.folder):
                 if not done.exists():
                     self._compute(scenes, label, progress, done)
-        arrays = {name: np.load(self.folder / "sample" / f"{name}.npy", mmap_mode="c") for name in _FIELDS}
+        arrays = {name: np.load(self.folder / "sample" / f"{name}.npy", mmap_mode="c") for name in self._fields}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Sample(**{name: x if name == "features" else x.clone() for name, x in tensors.items()})
+        bits = tensors.pop("lists", None)
+        sample = Sample(**{name: x if name == "features" else x.clone() for name, x in tensors.items()})
+        return sample if bits is None else replace(sample, listed=self._listed(sample, bits, scenes))
+
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        return (*_FIELDS, "lists") if self.lists else _FIELDS
+
+    def _listed(self, sample: Sample, bits: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
+        """Title -> rows, of every list."""
+        names = getattr(scenes, "names", None) or [scene.name for scene in scenes]
+        aware = sample.rows()
+        found = {title: aware[torch.isin(sample.scene[aware], self.lists.chosen(title, names))] for title in self.lists.scenes}
+        return found | {title: torch.nonzero(bits >> bit & 1)[:, 0] for bit, title in enumerate(self.lists.points)}
 
     def _compute(self, scenes: Sequence[Scene], label: str, progress: Callable[[int, int], None], done: Path) -> None:
         (self.folder / "parts").mkdir(exist_ok=True)
@@ -202,8 +225,10 @@ class FeatureCache:
         known = scene.labels[label]
         aware = sample_points(known, self.count, rng)
         even = even_points(known, EVEN, rng)
-        rows = torch.cat([aware, even])
-        draw = torch.cat([torch.full((len(aware),), -1), torch.arange(len(even))])
+        none = torch.zeros(0, dtype=torch.int64)
+        listed, bits = self.lists.rows(scene, known) if self.lists else (none, none)
+        rows = torch.cat([aware, even, listed])
+        draw = torch.cat([torch.full((len(aware),), -1), torch.arange(len(even)), torch.full((len(listed),), -2)])
         values = {
             "features": half(self.source.sample(scene, rows), scene.name),
             "labels": known[rows].long(),
@@ -211,9 +236,10 @@ class FeatureCache:
             "offset": _offsets(scene)[rows],
             "scene": torch.full((len(rows),), number),
             "even": draw,
-            "weight": torch.cat([represented(known, aware), represented(known, even, by_class=False)]),
+            "weight": torch.cat([represented(known, aware), *(represented(known, x, by_class=False) for x in (even, listed))]),
+            "lists": torch.cat([torch.zeros(len(aware) + len(even), dtype=torch.int64), bits]),
         }
-        return {name: x.numpy() for name, x in values.items()}
+        return {name: values[name].numpy() for name in self._fields}
 
     def _join(self, count: int, folder: Path) -> None:
         """One file a field out of all parts, a part in memory at a time."""
@@ -223,16 +249,16 @@ class FeatureCache:
         for path in parts:
             with np.load(path) as part:
                 sizes.append(len(part["labels"]))
-        for name in _FIELDS:
-            out, at = None, 0
-            for path, size in zip(parts, sizes):
-                with np.load(path) as part:
-                    rows = part[name]
-                if out is None:
-                    out = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", rows.dtype, (sum(sizes), *rows.shape[1:]))
-                out[at : at + size] = rows
-                at += size
-            del out
+        for name in self._fields:
+            # Written, not mapped: on a full disk a write fails, where a mapped page would kill the process.
+            with _named(folder / f"{name}.npy"), open(folder / f"{name}.npy", "wb") as file:
+                for i, path in enumerate(parts):
+                    with np.load(path) as part:
+                        rows = part[name]
+                    if i == 0:
+                        about = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": (sum(sizes), *rows.shape[1:])}
+                        np.lib.format.write_array_header_1_0(file, about)
+                    file.write(np.ascontiguousarray(rows).data.cast("B") if rows.size else b"")
         (folder / "meta.json").write_text(json.dumps({"scenes": count, "points": sum(sizes)}))
 
     def chunks(self, scene: Scene, number: int) -> Iterator[tuple[slice, Tensor]]:
@@ -244,7 +270,7 @@ class FeatureCache:
         if not path.exists():
             levels = self.source.features.encode(scene)
             _save(path, lambda file: np.savez(file, **pack_levels(levels, scene.name)))
-        yield from unpack_levels(path, self.source.features.mode).chunks(scene.coord)
+        yield from unpack_levels(path, self.source.features.mode).chunks(scene.coord, self.source.levels)
 
     def score(self, key: str) -> Any:
         """What `keep_score` was given under this key, None if nothing."""
@@ -303,10 +329,20 @@ def half(features: Tensor, name: str) -> Tensor:
     return features.half()
 
 
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A failed write knows no file; its error should say which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def _save(path: Path, write: Callable[[Any], None]) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with _named(path), open(temporary, "wb") as file:
             write(file)
         os.replace(temporary, path)
     finally:

@@ -124,10 +124,10 @@ def point_inputs(scene: Scene) -> Tensor:
     return torch.cat([points.color / 127.5 - 1, points.normal, height], 1)
 
 
-def sample_points(label: Tensor, count: int, rng: torch.Generator) -> Tensor:
+def sample_points(label: Tensor, count: int | None, rng: torch.Generator) -> Tensor:
     """Rows of `count` labelled points, every class of the scene with the same share as far as it has points.
 
-    label: (N,) with -1 for none. Returns (<= count,) int64, sorted.
+    label: (N,) with -1 for none. count None: all labelled points. Returns (<= count,) int64, sorted.
     """
     known = torch.nonzero(label >= 0)[:, 0]
     known = known[torch.randperm(len(known), generator=rng)]

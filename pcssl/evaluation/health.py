@@ -11,10 +11,12 @@ import torch
 from torch.nn import functional as F
 
 from pcssl.data.scene import Scene
+from pcssl.errors import UserError
 from pcssl.evaluation.features import PointFeatures
 from pcssl.statistics import effective_rank, feature_std, linear_r2
 
 VOXELS = 2000  # of a scene and level
+LEAST = 200  # points of all scenes
 
 
 @torch.no_grad()
@@ -27,7 +29,11 @@ def level_health(source: PointFeatures, scenes: Sequence[Scene], without: Sequen
     geometric: how well height and normal, with squares and products, tell the features (R2): near 1, they
     hold nothing else.
     without: "color", "normal": what the network does not get; it is asked for all the same.
+    UserError for scenes of too few points to tell: of one point every network looks collapsed.
     """
+    points = sum(min(len(scene), VOXELS) for scene in scenes)
+    if points < LEAST:
+        raise UserError(f"these {len(scenes)} scenes have {points} points together, too few to judge features by; give at least {LEAST}")
     features: list[list[torch.Tensor]] = []
     inputs: list[list[torch.Tensor]] = []
     for number, scene in enumerate(scenes):

@@ -48,11 +48,13 @@ class InstanceProbe:
     @classmethod
     def fit(
         cls, features: Tensor, labels: Tensor, offsets: Tensor, classes: list[str], *, rows: Tensor, radius: float,
-        weights: Tensor | None = None, epochs: int = 30, seed: int = 0, device: torch.device | str = "cpu",
+        weights: Tensor | None = None, epochs: int = 30, lovasz: bool = False, seed: int = 0, device: torch.device | str = "cpu",
     ) -> InstanceProbe:  # fmt: skip
         """features: (M, D); labels: (M,); offsets: (M, 3) metres to the middle of the instance, NaN where there is
         none; rows: to use of them. The offsets are fitted by ridge regression."""
-        semantic = LinearProbe.fit(features, labels, len(classes), rows=rows, weights=weights, epochs=epochs, seed=seed, device=device)
+        semantic = LinearProbe.fit(
+            features, labels, len(classes), rows=rows, weights=weights, epochs=epochs, lovasz=lovasz, seed=seed, device=device,
+        )  # fmt: skip
         things = tuple(i for i, name in enumerate(classes) if name not in STUFF)
         thing = torch.isin(labels[rows], torch.tensor(things)) & offsets[rows].isfinite().all(1)
         offset = _ridge(semantic, features, offsets, rows[thing], device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pcssl.evaluation.lovasz import lovasz_softmax
 from pcssl.schedules import warmup_cosine
 
 IN_MEMORY = 250_000_000  # features that are standardised once and kept: 1 GB; more are read batch by batch
@@ -37,6 +38,7 @@ class LinearProbe:
         batch_size: int = 4096,
         lr: float = 0.01,
         weight_decay: float = 0.01,
+        lovasz: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> LinearProbe:
@@ -46,7 +48,7 @@ class LinearProbe:
         features: (M, D) floating point, may lie on disk: beyond 1 GB only a batch is in memory at a time.
         labels: (M,) int64 in 0..classes-1. rows, columns: use these only. weights: (M,) > 0, what each row counts in
         the loss (default: the same). epochs: over the rows, but at
-        least `min_steps` steps, so that few labels are fitted as well as many.
+        least `min_steps` steps, so that few labels are fitted as well as many. lovasz: add `lovasz_softmax` to the loss.
         """
         rows = torch.arange(len(labels)) if rows is None else rows
         if not len(rows):
@@ -87,8 +89,12 @@ class LinearProbe:
                 x, y = standardised(batch), labels[batch].to(device)
             for group in optimizer.param_groups:
                 group["lr"] = warmup_cosine(step, total // 100, total, lr)
-            loss = F.cross_entropy(layer(x), y, reduction="none")
-            loss = (loss if counts is None else loss * counts[batch.to(counts.device)].to(device)).mean()
+            count = None if counts is None else counts[batch.to(counts.device)].to(device)
+            logits = layer(x)
+            loss = F.cross_entropy(logits, y, reduction="none")
+            loss = (loss if count is None else loss * count).mean()
+            if lovasz:
+                loss = loss + lovasz_softmax(logits.softmax(1), y, count)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

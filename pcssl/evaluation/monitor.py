@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pcssl.data.scene import Scene
+from pcssl.errors import UserError
 from pcssl.evaluation.features import PointFeatures, sample_points
 from pcssl.evaluation.linear import LinearProbe
 from pcssl.evaluation.metrics import confusion_matrix, scores
@@ -18,7 +19,7 @@ class SmallProbe:
     """Call it with a backbone and a step for {"probe/linear": mIoU, "probe/1-nn": mIoU}.
 
     Fitted on `points` class-aware points of each of the first training scenes, scored on as many of each
-    of the first val scenes: comparable within a run, not with the full protocol.
+    of the first val scenes: comparable within a run, not with the full protocol. UserError without labels.
     """
 
     def __init__(
@@ -30,6 +31,11 @@ class SmallProbe:
 
     def _chosen(self, scenes: Sequence[Scene], count: int, points: int) -> list[tuple[Scene, torch.Tensor]]:
         kept = [scenes[i] for i in range(min(count, len(scenes)))]
+        for scene in kept:
+            if self.label not in scene.labels:
+                raise UserError(f"scene {scene.name} has no {self.label}; a small probe during training needs labels")
+        if not any(bool((scene.labels[self.label] >= 0).any()) for scene in kept):
+            raise UserError(f"no point of {', '.join(scene.name for scene in kept)} has a {self.label}; a small probe needs labels")
         return [(s, sample_points(s.labels[self.label], points, torch.Generator().manual_seed(i))) for i, s in enumerate(kept)]
 
     def __call__(self, backbone: nn.Module, step: int) -> dict[str, float]:

@@ -25,9 +25,10 @@ from pcssl.evaluation.ceilings import train_with_labels
 from pcssl.evaluation.features import turn_scene
 from pcssl.evaluation.instances import AveragePrecision, InstanceProbe
 from pcssl.evaluation.linear import LinearProbe
+from pcssl.evaluation.lists import FewLists, points_title, scenes_title
 from pcssl.evaluation.metrics import confusion_matrix, scores
 from pcssl.evaluation.neighbors import NearestNeighborProbe
-from pcssl.evaluation.pretrained import PretrainedModel
+from pcssl.evaluation.pretrained import Levels, PretrainedModel
 from pcssl.training import load_checkpoint
 
 # 1: the class-aware sample was fitted on as if it were all points; neighbours among features as they are.
@@ -51,12 +52,17 @@ class ProbeConfig:
         the labels for as many steps as the checkpoint's own run, from scratch and from the checkpoint.
     train_split, val_split: scenes to fit and to score on.
     train_points: class-aware sample a training scene, fixed for all seeds and heads; its rows count in the loss as much
-        as the points they stand for.
+        as the points they stand for. "all": every labelled point, which takes disk in proportion.
+    only_levels: of the backbone, 0 the finest, whose features are used; None = all. [0]: its last layer only. Networks
+        trained with labels use all.
+    lovasz: linear heads add the Lovász-Softmax loss to the cross-entropy.
     val_points: random points a val scene that the nearest neighbour is scored on, 0 = all; every
         other head is always scored on all points.
     database: most points that the nearest neighbour searches, a class-blind part of the sample (`Sample.draw`).
     few_scenes, few_points: parts of the training scenes, and points a scene, that keep their labels; another part for
         each seed, of the points out of 200 that all seeds share.
+    few_lists: folder with the data-efficient benchmark's own lists, scenes/P.txt and points/pointsK; those that are there
+        take the place of the draws, "listed" in the scores' names.
     instance_radius: metres within which points of an instance touch.
     views: of test-time augmentation: with more than 1 the linear head, and networks trained with labels, are scored a
         second time, with probabilities averaged over so many turns of the scene about the vertical axis.
@@ -68,12 +74,15 @@ class ProbeConfig:
     heads: tuple[Head, ...] = ("linear", "nn")
     train_split: str = "train"
     val_split: str = "val"
-    train_points: Count = 2000
+    train_points: Count | Literal["all"] = 2000
+    only_levels: tuple[Annotated[int, Range(0)], ...] | None = None
+    lovasz: bool = False
     val_points: Annotated[int, Range(0)] = 0
     database: Count = 100_000
     neighbors: tuple[Count, ...] = (1, 20)
     few_scenes: tuple[Part, ...] = (0.01, 0.05, 0.1, 0.2)
     few_points: tuple[Annotated[int, Range(1, EVEN)], ...] = (20, 50, 100, 200)
+    few_lists: str | None = None
     instance_radius: Annotated[float, Range(0, low_open=True)] = 0.04
     views: Count = 1
     levels: bool = False
@@ -86,6 +95,8 @@ class ProbeConfig:
             raise ValueError("heads: name one at least")
         if not self.neighbors:
             raise ValueError("neighbors: name one number at least")
+        if self.levels and self.only_levels is not None:
+            raise ValueError("levels: the study is of all levels; leave only_levels out")
 
 
 Report = Callable[[str], None]
@@ -117,15 +128,19 @@ def probe(
         if checkpoint is None:
             raise UserError("supervised and finetune need the checkpoint whose network and budget they take")
         load_checkpoint(checkpoint)  # now, not after all the other heads
+    try:
+        chosen: Levels = "all" if config.only_levels is None else model.point_features(config.only_levels).levels
+    except ValueError as error:
+        raise UserError(f"probe.only_levels: {error}") from None
     say = report or (lambda line: print(line, file=sys.stderr, flush=True))
     train, val = _labelled(data, config.train_split), _labelled(data, config.val_split)
     device = next(model.backbone.parameters()).device
     with tempfile.TemporaryDirectory() as scratch:
         run = _Run(cache or Path(scratch), train, val, data, config, device, say, predictions or {})
-        results = {"trained": run.score("trained", [_source(model)], levels=config.levels)}
+        results = {"trained": run.score("trained", [_source(model, chosen)], levels=config.levels)}
         run.predictions = {}
         if config.floors:
-            drawn = [_source(model.with_random_weights(seed)) for seed in range(config.seeds)]
+            drawn = [_source(model.with_random_weights(seed), chosen) for seed in range(config.seeds)]
             results["random weights"] = run.score("random weights", drawn)
             results["input features"] = run.score("input features", [InputFeatures()])
         for kind in ("supervised", "finetune"):
@@ -139,8 +154,8 @@ def probe(
     return {**found, "instances": run.instances} if run.instances else found
 
 
-def _source(model: PretrainedModel) -> BackboneFeatures:
-    return BackboneFeatures(model.point_features())
+def _source(model: PretrainedModel, levels: Levels = "all") -> BackboneFeatures:
+    return BackboneFeatures(model.point_features(levels))
 
 
 def _labelled(data: SceneSource, split: str) -> Sequence[Scene]:
@@ -185,6 +200,9 @@ class _Run:
             folder, train, val, data, config, device, say, predictions,
         )  # fmt: skip
         self.classes = len(data.classes)
+        self.count = None if config.train_points == "all" else config.train_points
+        asked = config.few_lists is not None and "few" in config.heads
+        self.lists = FewLists.read(Path(config.few_lists), config.few_scenes, config.few_points) if asked else None
         self.instances: dict[str, dict[str, Any]] = {}
         if "instances" in config.heads:
             without = next((scene.name for scenes in (train, val) for scene in scenes if scene.instance is None), None)
@@ -199,7 +217,7 @@ class _Run:
         found: dict[str, dict[int, Tensor]] = {}
         precision: dict[int, dict[str, Any]] = {}
         for i, source in enumerate(sources):
-            cache = FeatureCache(self.folder, source, self.train_key, self.val_key, self.config.train_points)
+            cache = FeatureCache(self.folder, source, self.train_key, self.val_key, self.count, self.lists)
             sample = cache.sample(self.train, self.data.label, _progress(f"{name}: features of training scenes"))
             seeds = range(i, self.config.seeds, len(sources))
             missing: list[PlannedHead] = []
@@ -232,7 +250,7 @@ class _Run:
     def _key(self, title: str, seed: int) -> str:
         """Of a score, among those of the same features: whatever it depends on."""
         config = self.config
-        settings = (config.val_points, config.database, config.epochs, config.instance_radius)
+        settings = (config.val_points, config.database, config.epochs, config.instance_radius, *(["lovasz"] if config.lovasz else []))
         classes = tuple(self.data.classes) if title == "instances" else self.classes  # some names have no instances
         return repr((PROTOCOL_VERSION, classes, title, seed, settings))
 
@@ -243,7 +261,7 @@ class _Run:
         """Average precision of one seed's heads over all val scenes."""
         heads = InstanceProbe.fit(
             sample.features, sample.labels, sample.offset, list(self.data.classes), rows=sample.rows(), weights=sample.weight,
-            radius=self.config.instance_radius, epochs=self.config.epochs, seed=seed, device=self.device,
+            radius=self.config.instance_radius, epochs=self.config.epochs, lovasz=self.config.lovasz, seed=seed, device=self.device,
         )  # fmt: skip
         precision = AveragePrecision(list(self.data.classes))
         progress = _progress(f"{name}: grouping")
@@ -262,7 +280,7 @@ class _Run:
         for seed in range(self.config.seeds):
             where = self.folder / f"{kind}-{file_key(checkpoint)}-{self.train_key}-{self.classes}-{seed}"
             trained = train_with_labels(checkpoint, kind, self.train, self.data.label, self.classes, where, seed, self.device)
-            cache = FeatureCache(self.folder, _source(trained.model), self.train_key, self.val_key, self.config.train_points)
+            cache = FeatureCache(self.folder, _source(trained.model), self.train_key, self.val_key, self.count)
             several = trained.probability if self.config.views > 1 else None
             head = FittedHead(titles(kind, self.config), seed, lambda x, trained=trained: [trained.predict(x)], probability=several)
             for _, title, matrix in self._confusions(cache, [head], kind):
@@ -359,7 +377,7 @@ def plan_heads(
         def fit() -> FittedHead:
             fitted = LinearProbe.fit(
                 sample.features, sample.labels, classes, rows=rows, columns=columns, weights=sample.weight, epochs=config.epochs,
-                seed=seed, device=device,
+                lovasz=config.lovasz, seed=seed, device=device,
             )  # fmt: skip
             several = fitted.probability if len(names) > 1 else None
             return FittedHead(names, seed, lambda x: [fitted(x)], columns, probability=several)
@@ -399,21 +417,27 @@ def plan_heads(
 
 
 def few_labels(sample: Sample, config: ProbeConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Rows that keep their labels: of some scenes, or a few of every scene; drawn anew for each seed."""
+    """Rows that keep their labels: of some scenes, or a few of every scene; listed, or drawn anew for each seed."""
     rng = torch.Generator().manual_seed(seed)
     scenes = sample.scene.unique()
     order = scenes[torch.randperm(len(scenes), generator=rng)]
     aware = sample.rows()
     for part in config.few_scenes:
         kept = order[: max(1, round(part * len(scenes)))]
-        yield f"{100 * part:g} % of scenes", aware[torch.isin(sample.scene[aware], kept)]
+        yield _listed(sample, scenes_title(part), aware[torch.isin(sample.scene[aware], kept)])
     even = sample.rows(aware=False)
     turn = torch.randperm(EVEN, generator=rng)[sample.even[even]]
     even = even[torch.argsort(sample.scene[even] * EVEN + turn)]
     sizes = torch.unique_consecutive(sample.scene[even], return_counts=True)[1]
     rank = torch.arange(len(even)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     for count in config.few_points:
-        yield f"{count} points a scene", even[rank < count].sort().values
+        yield _listed(sample, points_title(count), even[rank < count].sort().values)
+
+
+def _listed(sample: Sample, title: str, drawn: Tensor) -> tuple[str, Tensor]:
+    """The benchmark's rows, by another name, where there is a list with any that have a label."""
+    listed = sample.listed.get(title, ())
+    return (f"{title}, listed", listed) if len(listed) else (title, drawn)
 
 
 def asked_points(label: Tensor, count: int, number: int) -> Tensor:

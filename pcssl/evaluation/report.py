@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 # What must be equal for scores to be comparable, and how a reader would name it.
@@ -9,7 +10,9 @@ PROTOCOL = {
     "version": "version of the protocol", "train_split": "training split", "val_split": "scored split", "train_points": "sampled points a training scene",
     "val_points": "points a scene that nearest neighbours are scored on", "database": "size of the nearest-neighbour database",
     "epochs": "epochs of the linear probe", "instance_radius": "radius of instances", "size": "size of the images",
+    "only_levels": "levels that features are read from", "lovasz": "Lovász loss of the linear probe",
 }  # fmt: skip
+_LATER = {"only_levels": None, "lovasz": False}  # what results mean that do not have these keys
 
 
 # What a score holds first, and its name: segmentation of points, classification of images.
@@ -68,8 +71,18 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The whole of results.json as a page."""
+def unmeasured(results: dict[str, Any]) -> list[str]:
+    """The rows of the protocol that a probe left out, and how to get them."""
+    missing = []
+    if "random weights" not in results:
+        missing.append("the floors, random weights and input features (`probe.floors=true`)")
+    if "supervised" not in results:
+        missing.append("the ceiling, the same network trained with labels (`supervised` in --heads)")
+    return missing
+
+
+def markdown(found: dict[str, Any], pictures: Sequence[str] = ()) -> str:
+    """The whole of results.json as a page. pictures: names of those in pictures/ beside it."""
     results, data = found["results"], found["data"]
     every = list(dict.fromkeys(head for scores in results.values() for head in scores))
     parts = [
@@ -82,16 +95,23 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     if found_ratios := ratios(results):
         parts.append("\n".join(f"{name}: {value:.2f}" for name, value in found_ratios.items()))
+    parts += [f"Not measured: {what}." for what in unmeasured(results)]
+    if "features.png" in pictures:
+        parts += ["## Scenes", "![Input, labels, prediction and features as colours](pictures/features.png)"]
     for title, wanted in (("Few labels", (" % of scenes", " points a scene")), ("Levels", (" alone", "without level"))):
         heads = [h for h in every if "/" in h and any(w in h for w in wanted)]
         if heads:
             parts += [f"## {title}", _turned(heads, results)]
+        if title == "Levels" and "levels.png" in pictures:
+            parts.append("![Levels alone and left out](pictures/levels.png)")
     if "instances" in found:
         parts += ["## Instances", "Average precision in percent, as ScanNet's benchmark defines it.", instance_table(found["instances"])]
     with_classes = {s: heads[h]["iou"] for s, heads in results.items() for h in ("linear", "supervised", "finetune") if h in heads}
     if with_classes:
         title = "IoU in percent: of the linear probe, and of networks trained with labels."
         parts += ["## Classes", title, _classes(data["classes"], with_classes)]
+        if "classes.png" in pictures:
+            parts.append("![IoU per class](pictures/classes.png)")
     parts += ["## Protocol", "\n".join(f"- {key}: {value}" for key, value in found["protocol"].items())]
     parts.append("\n".join(f"- {key}: {value}" for key, value in found.get("machine", {}).items()))
     return "\n\n".join(parts) + "\n"
@@ -190,11 +210,26 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     for key, what in PROTOCOL.items():
         if key == "instance_radius" and not ("instances" in a and "instances" in b):
             continue
-        if a["protocol"].get(key) != b["protocol"].get(key):
-            found.append(f"{what}: {a['protocol'].get(key)} against {b['protocol'].get(key)}")
+        mine, theirs = (r["protocol"].get(key, _LATER.get(key)) for r in (a, b))
+        if mine != theirs:
+            found.append(f"{what}: {mine} against {theirs}")
     for key, what in (("label", "label"), ("classes", "classes"), ("fingerprint", "scenes or images, or their labels,")):
         if a["data"].get(key) != b["data"].get(key):
             found.append(f"{what} differ")
+    return found
+
+
+def cautions(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """What a reader of two comparable results should know: a line each."""
+    found = []
+    if (seeds := [r["protocol"].get("seeds") for r in (a, b)]) and seeds[0] != seeds[1]:
+        found.append(f"means over {seeds[0]} against {seeds[1]} seeds")
+    budgets = [r.get("labelled_training") for r in (a, b)]
+    if all(budgets) and budgets[0] != budgets[1]:
+        differ = [key for key in budgets[0] if budgets[0][key] != budgets[1].get(key)]
+        what = ", ".join(f"{key} {budgets[0][key]} against {budgets[1].get(key)}" for key in differ)
+        found.append(f"networks were trained with labels under other budgets: {what}")
+    found += [f"{name} result: {warning}" for name, r in (("first", a), ("second", b)) for warning in r.get("warnings", [])]
     return found
 
 
