@@ -43,7 +43,7 @@ def train_with_labels(
     known = {f.name for f in fields(RunConfig)}
     options = {k: v for k, v in content["config"].items() if k in known}
     objective = {"name": "supervised", "label": label, "classes": classes}
-    if "max_voxels" in options["objective"]:
+    if "max_voxels" in options.get("objective", {}):
         objective["max_voxels"] = options["objective"]["max_voxels"]
     options |= {"output": str(folder), "seed": seed, "init": None, "objective": objective, "device": str(device)}
     if kind == "finetune":
