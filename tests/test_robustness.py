@@ -85,6 +85,18 @@ def test_perfect_features_serve_all_groups_alike():
     assert all(r.overall == 1 and r.gap == 0 for r in found.values())
 
 
+def test_who_is_in_which_group_does_not_change_the_overall_rates():
+    queries, database = torch.randn(6, 5, generator=rng()), torch.randn(20, 5, generator=rng(1))
+    attribute, known, top = torch.arange(6) % 3, torch.arange(20) % 3, torch.randint(9, (6, 2), generator=rng(2))
+
+    def every(groups):
+        found = retrieval_precision(queries, database, attribute, known, groups, (1, 4)) | label_association(top, top / 9, {"odd": [1, 3, 5]}, groups)["odd"]
+        return [rate.overall for rate in found.values()], [rate.groups for rate in found.values()]
+
+    (overall, by_group), (again, by_other) = every(GROUPS), every(["old"] * 3 + ["young"] * 3)
+    assert overall == pytest.approx(again) and by_group != by_other
+
+
 def test_corruptions_do_what_they_say():
     x = torch.rand(3, 1, 8, 8, generator=rng())
     torch.testing.assert_close(rotate(x, 90), torch.rot90(x, 1, (2, 3)), atol=1e-5, rtol=1e-5)
