@@ -96,6 +96,15 @@ def test_bad_and_unlabelled_images_are_left_out(capsys):
         features_of(lambda v: v, Pictures(images[8:]), 2, 1)
 
 
+def test_a_bad_file_is_named_once_in_a_probe(run, tmp_path, capsys):
+    bad = folder(tmp_path / "data", count=6) / "train" / "dog" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    data = create("dataset", "image_folder", root=str(tmp_path / "data"))
+    found = probe_images(load_image_model(run), data, ImageProbeConfig(val_split="train", neighbors=(1,), seeds=2, robustness=True))
+    assert found["results"]["pixels"]["1-nn"]["accuracy"]["mean"] == 1 and list(found["results"]) == ["trained", "random weights", "pixels"]
+    assert capsys.readouterr().err.count("left out image") == 1
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")

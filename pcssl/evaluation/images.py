@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -246,10 +246,15 @@ def _batches(
                 if said is not None:  # the same on every machine, wherever the files lie
                     said.update(f"{picture.label} {tuple(picture.pixels.shape)} {float(picture.pixels.double().sum()):.6g} ".encode())
         except (UserError, ValueError, OSError) as error:
-            print(f"probe: left out image {i} ({pictures.names[i]}): {error}", file=sys.stderr)
+            _say(f"probe: left out image {i} ({pictures.names[i]}): {error}")
         if len(values) == BATCH or (values and i == rows[-1]):
             yield torch.stack(values), torch.tensor(labels)
             values, labels = [], []
+
+
+@cache  # once an image: every source and corruption reads it again
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _spread(runs: list[float]) -> dict[str, Any]:
