@@ -223,6 +223,31 @@ def test_glare_trains_adapters_and_heads_and_leaves_the_rest_as_it_was(cls_token
     assert {"loss/global", "loss/local", "loss/regional", "std/teacher", "rank/teacher"} <= values.keys()
 
 
+def test_the_student_sees_blurred_views_and_regions_are_matched_in_the_other_view():
+    glare = objective()
+    x, other = batch(glare), copy.deepcopy(glare)
+    torch.manual_seed(5)
+    found = glare(x, 0)
+    torch.manual_seed(5)
+    images = torch.cat(x.views)
+    blurred, hidden = other.blur(images, 2)
+    clean, seen = other.teacher(images), other.student(blurred)
+    attention = other.teacher.network.backbone.attention_maps(images).mean(2)
+    regions = attention_guided_regions(attention, (4, 4), 3, 2)
+    first, second = clean.dense.chunk(2)
+    matched = cross_view_region(region_means(clean.dense, regions), torch.cat([second, first]))[0]
+    heads, targets = other.student.heads, other.teacher.network.heads
+    expected = GLARELoss(24)(
+        (heads["global"](seen.pooled).chunk(2), targets["global"](clean.pooled).chunk(2)),
+        (heads["local"](seen.dense[hidden]), targets["local"](clean.dense[hidden])),
+        (heads["regional"](region_means(seen.dense, regions).flatten(0, 1)), targets["regional"](matched.flatten(0, 1))),
+        0.04,
+    )
+    assert not torch.equal(blurred, images) and hidden.any() and not hidden.all()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
 def test_adapters_wait_for_the_heads():
     glare = objective(heads_first=0.1)
     for step, moves in ((9, False), (10, True)):

@@ -299,6 +299,15 @@ def test_moco_is_symmetric_in_its_views():
     torch.testing.assert_close(a, b)
 
 
+def test_moco_normalises_each_view_by_itself():
+    """Statistics over both views would tell a query of its key."""
+    moco = build("mocov3")
+    x, alone = batch(moco), copy.deepcopy(moco)
+    queries = [alone.predictor(alone.student(view)[1]) for view in x.views]
+    keys = [alone.teacher(view)[1] for view in x.views]
+    torch.testing.assert_close(moco(x, 0)["loss"], InfoNCE(0.2)(queries[0], keys[1]) + InfoNCE(0.2)(queries[1], keys[0]))
+
+
 def test_mocos_patch_embedding_stays_random():
     moco = build("mocov3")
     moco(batch(moco), 0)["loss"].backward()
