@@ -91,6 +91,7 @@ def test_an_adapter_is_its_formula_beside_the_mlp():
     normed = (x - x.mean(2, keepdim=True)) / (x.var(2, keepdim=True, correction=0) + 1e-5).sqrt()
     torch.testing.assert_close(adapter(x), 0.3 * (normed @ adapter.down.weight.T).relu() @ adapter.up.weight.T)
     net = vit()
+    nn.init.normal_(net.blocks[0].norm2.weight)  # the adapter has a norm of its own
     block, tokens = copy.deepcopy(net.blocks[0]), torch.randn(2, 16, 32, generator=rng())
     inject_adapters(net, 8)
     nn.init.normal_(net.blocks[0].adapter.up.weight)
@@ -221,31 +222,6 @@ def test_glare_trains_adapters_and_heads_and_leaves_the_rest_as_it_was(cls_token
     theirs = dict(glare.teacher.network.named_parameters())
     assert all(theirs[n] is now[n] for n in frozen) and all(theirs[n] is not now[n] for n in learnt)
     assert {"loss/global", "loss/local", "loss/regional", "std/teacher", "rank/teacher"} <= values.keys()
-
-
-def test_the_student_sees_blurred_views_and_regions_are_matched_in_the_other_view():
-    glare = objective()
-    x, other = batch(glare), copy.deepcopy(glare)
-    torch.manual_seed(5)
-    found = glare(x, 0)
-    torch.manual_seed(5)
-    images = torch.cat(x.views)
-    blurred, hidden = other.blur(images, 2)
-    clean, seen = other.teacher(images), other.student(blurred)
-    attention = other.teacher.network.backbone.attention_maps(images).mean(2)
-    regions = attention_guided_regions(attention, (4, 4), 3, 2)
-    first, second = clean.dense.chunk(2)
-    matched = cross_view_region(region_means(clean.dense, regions), torch.cat([second, first]))[0]
-    heads, targets = other.student.heads, other.teacher.network.heads
-    expected = GLARELoss(24)(
-        (heads["global"](seen.pooled).chunk(2), targets["global"](clean.pooled).chunk(2)),
-        (heads["local"](seen.dense[hidden]), targets["local"](clean.dense[hidden])),
-        (heads["regional"](region_means(seen.dense, regions).flatten(0, 1)), targets["regional"](matched.flatten(0, 1))),
-        0.04,
-    )
-    assert not torch.equal(blurred, images) and hidden.any() and not hidden.all()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value)
 
 
 def test_adapters_wait_for_the_heads():

@@ -58,10 +58,10 @@ def test_hits_among_the_first_predictions():
 def test_labels_of_a_kind_with_enough_confidence():
     top = torch.tensor([[7, 2], [3, 8], [0, 4], [7, 8], [5, 1], [0, 3]])
     sure = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5], [0.3, 0.1], [1.0, 0.0], [0.6, 0.4]])
-    found = label_association(top, sure, {"crime": [7, 8], "animal": [0]}, GROUPS, (0.0, 0.25))
+    found = label_association(top, sure, {"crime": [7, 8], "animal": [0]}, GROUPS, (0.0, 0.25, 0.5))
     assert found["crime"][0.0] == GroupRates(0.5, {"old": pytest.approx(2 / 3), "young": pytest.approx(1 / 3)})
     assert found["crime"][0.25].groups == {"old": pytest.approx(2 / 3), "young": 0}
-    assert found["animal"][0.0].overall == pytest.approx(1 / 3)
+    assert found["animal"][0.0].overall == found["animal"][0.5].overall == pytest.approx(1 / 3)  # 0.5 is enough
 
 
 def test_retrieval_is_the_double_loop():
