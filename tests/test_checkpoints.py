@@ -72,6 +72,13 @@ def test_a_finished_run_without_its_model_writes_it_again(run, scenes, tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
 
 
+def test_a_model_that_does_not_say_its_kind_is_of_scenes(run, tmp_path):
+    known = header(run / "model.safetensors")
+    assert known.pop("kind") == "scenes"
+    save_file(load_file(run / "model.safetensors"), tmp_path / "model.safetensors", known)
+    assert pcssl.load_model(tmp_path).voxel_size == 0.2
+
+
 def test_export_adds_a_licence_and_shows_the_card(run, tmp_path, capsys):
     checkpoint = str(run / "checkpoint.pt")
     assert main(["export", checkpoint, "--out", str(tmp_path / "m"), "--license", "CC-BY-4.0"]) == 0
@@ -144,6 +151,7 @@ def test_models_of_other_versions_are_refused_with_the_version(run, tmp_path):
     reading = json.loads(header(path)["reading"])
     for metadata, message in (
         ({"format": "pcssl-model-2"}, "format pcssl-model-2.*update pcssl"),
+        ({"kind": "sounds"}, "a model of sounds, this pcssl knows scenes, images; update pcssl"),
         ({"model": json.dumps(section | {"colour": 3}), "card": card}, "cannot build its model.*colour.*written by pcssl 9.9"),
         ({"model": json.dumps(section | {"name": "hunet3"})}, "cannot build its model.*hunet3"),
         ({"reading": json.dumps(reading | {"gamma": 3}), "card": card}, "gamma.*written by pcssl 9.9"),

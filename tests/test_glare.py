@@ -91,6 +91,7 @@ def test_an_adapter_is_its_formula_beside_the_mlp():
     normed = (x - x.mean(2, keepdim=True)) / (x.var(2, keepdim=True, correction=0) + 1e-5).sqrt()
     torch.testing.assert_close(adapter(x), 0.3 * (normed @ adapter.down.weight.T).relu() @ adapter.up.weight.T)
     net = vit()
+    nn.init.normal_(net.blocks[0].norm2.weight)  # the adapter has a norm of its own
     block, tokens = copy.deepcopy(net.blocks[0]), torch.randn(2, 16, 32, generator=rng())
     inject_adapters(net, 8)
     nn.init.normal_(net.blocks[0].adapter.up.weight)

@@ -95,7 +95,8 @@ def test_the_centre_is_a_running_mean_in_closed_form():
 
 def test_sinkhorn_fills_columns_alike_and_does_not_mind_constants():
     scores = torch.randn(64, 10, generator=rng(), dtype=torch.float64)
-    assert torch.allclose(sinkhorn(scores).sum(1), torch.ones(64, dtype=torch.float64))
+    for iterations in (0, 1, 3, 100):
+        assert torch.allclose(sinkhorn(scores, iterations=iterations).sum(1), torch.ones(64, dtype=torch.float64))
     assert torch.allclose(sinkhorn(scores, 0.5, iterations=200).sum(0), torch.full((10,), 6.4, dtype=torch.float64))
     torch.testing.assert_close(sinkhorn(scores + 3), sinkhorn(scores))
     rows, columns = torch.randperm(64, generator=rng(1)), torch.randperm(10, generator=rng(2))
@@ -124,7 +125,8 @@ def test_sinkhorn_stays_finite_and_becomes_hard():
 def test_sinkhorn_leaves_columns_without_a_share_empty():
     scores, share = torch.randn(20, 4, generator=rng()), torch.tensor([0.5, 0.0, 0.25, 0.25])
     found = sinkhorn(scores, 0.5, 100, share)
-    torch.testing.assert_close(found.sum(0), 20 * share) and torch.testing.assert_close(found.sum(1), torch.ones(20))
+    torch.testing.assert_close(found.sum(0), 20 * share)
+    torch.testing.assert_close(found.sum(1), torch.ones(20))
     torch.testing.assert_close(found[:, [0, 2, 3]], sinkhorn(scores[:, [0, 2, 3]], 0.5, 100, share[[0, 2, 3]]))
 
 
@@ -181,6 +183,15 @@ def test_the_ends_of_the_teachers_momentum(momentum):
         student.weight.add_(1)
     teacher.update(student, momentum)
     assert torch.equal(teacher.network.weight, (before if momentum else student).weight)
+
+
+def test_a_teachers_running_statistics_are_the_students():
+    student = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    teacher = Teacher(student)
+    student(5 + torch.randn(20, 3, generator=rng()))
+    assert not torch.equal(teacher.network[1].running_mean, student[1].running_mean)
+    teacher.update(student, 0.99)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(teacher.network.buffers(), student.buffers()))
 
 
 def test_views_of_any_sizes_come_back_in_their_order():

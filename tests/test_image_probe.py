@@ -16,6 +16,7 @@ from pcssl.evaluation import ImageProbeConfig, RidgeProbe, load_image_model, loa
 from pcssl.evaluation.images import accuracies, features_of, few_rows
 from pcssl.evaluation.report import differences
 from pcssl.image import Picture
+from pcssl.models.checkpoints import Weights, read_weights, write_model
 from pcssl.registry import create
 from pcssl.training import pretrain
 
@@ -95,6 +96,15 @@ def test_bad_and_unlabelled_images_are_left_out(capsys):
         features_of(lambda v: v, Pictures(images[8:]), 2, 1)
 
 
+def test_a_bad_file_is_named_once_in_a_probe(run, tmp_path, capsys):
+    bad = folder(tmp_path / "data", count=6) / "train" / "dog" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    data = create("dataset", "image_folder", root=str(tmp_path / "data"))
+    found = probe_images(load_image_model(run), data, ImageProbeConfig(val_split="train", neighbors=(1,), seeds=2, robustness=True))
+    assert found["results"]["pixels"]["1-nn"]["accuracy"]["mean"] == 1 and list(found["results"]) == ["trained", "random weights", "pixels"]
+    assert capsys.readouterr().err.count("left out image") == 1
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
@@ -150,6 +160,30 @@ def test_scene_and_image_checkpoints_are_told_apart(run, tmp_path, capsys):
     wrong.write_text("kind: images\ndataset: {name: folder, root: none}\n")
     assert main(["probe", "--checkpoint", str(run), "--data", str(wrong)]) == 2
     assert "name a dataset of images" in capsys.readouterr().err
+
+
+def test_training_writes_a_model_that_gives_the_same_features(run, tmp_path, capsys):
+    x, names = torch.rand(3, 1, 8, 8), ("", "model.safetensors", "checkpoint.pt")
+    models = [load_image_model(run.parent / name) for name in names]
+    assert all(torch.equal(model.embed(x), models[0].embed(x)) for model in models)
+    for model in models:
+        assert (model.channels, model.size, model.card) == (1, 8, models[0].card)
+    assert models[0].card["method"] == "mae" and models[0].card["inputs"].startswith("1 channels") and models[0].card["scenes"] == 128
+    assert (run.parent / "model.safetensors").stat().st_size < run.stat().st_size / 2
+    assert main(["export", str(run), "--out", str(tmp_path), "--license", "CC-BY-4.0"]) == 0
+    assert main(["export", str(tmp_path)]) == 0 and "license: CC-BY-4.0" in capsys.readouterr().out
+    assert torch.equal(load_image_model(tmp_path).embed(x), models[0].embed(x))
+
+
+def test_a_model_of_scenes_is_no_model_of_images(run, tmp_path):
+    weights = read_weights(run)
+    write_model(tmp_path / "model.safetensors", Weights(weights.model, weights.state, voxel_size=0.1))
+    with pytest.raises(UserError, match="was not trained on images; pcssl.load_model reads it"):
+        load_image_model(tmp_path)
+    with pytest.raises(UserError, match="was trained on images.*load_image_model reads it"):
+        load_model(run.with_name("model.safetensors"))
+    with pytest.raises(UserError, match="holds the backbone alone; for probe.layers name the checkpoint.pt"):
+        load_image_model(run.with_name("model.safetensors"), with_head=True)
 
 
 def test_a_probe_needs_labels(run, tmp_path):

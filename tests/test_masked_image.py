@@ -14,7 +14,7 @@ from pcssl.config import component
 from pcssl.errors import UserError
 from pcssl.image.backbones.vit import patchify
 from pcssl.image.views import ViewConfig
-from pcssl.objectives.masked_image import Codebook, MaskedPixelLoss, TokenEncoder, patch_mask, try_masks
+from pcssl.objectives.masked_image import Codebook, MaskedPixelLoss, MaskedWordLoss, TokenEncoder, patch_mask, try_masks
 
 SIMMIM = {"views": [{"size": 8}], "cell": 1}
 BEIT = {"views": [{"size": 8}], "codes": 6}
@@ -84,7 +84,9 @@ def test_beits_loss_is_the_cross_entropy_of_hidden_words():
     assert float(beit.compare(torch.zeros_like(logits), patches, hidden)["loss"]) == pytest.approx(math.log(6))
     sure = beit.compare(50.0 * F.one_hot(words, 6), patches, hidden)
     assert float(sure["loss"]) < 1e-6 and float(sure["accuracy"]) == 1
-    assert beit.compare(logits.bfloat16(), patches, hidden)["loss"].isfinite()
+    low = (100 * logits).bfloat16().requires_grad_()
+    MaskedWordLoss()(low, words, hidden).backward()
+    assert low.grad.isfinite().all() and torch.equal(low.grad.abs().sum(2) > 0, hidden)
 
 
 @pytest.mark.parametrize("name, options", [("simmim", SIMMIM), ("beit", BEIT)])

@@ -16,12 +16,14 @@ from pcssl.evaluation.neighbors import NearestNeighborProbe
 from pcssl.evaluation.ridge import RidgeProbe
 from pcssl.image.bundled import digits
 from pcssl.models.heads import MLPHead, head
-from pcssl.objectives.myow import MYOWNetwork, ViewMiner, myow_weight, prediction_distance
+from pcssl.objectives.myow import MYOWNetwork, PredictionLoss, ViewMiner, myow_weight
 
 OPTIONS = {
     "views": [{"count": 2, "size": 8}, {"size": 8, "scale": [0.8, 1.0]}], "hidden": 32, "out": 16, "mined_hidden": 24, "mined_out": 8,
     "warmup": 0.2, "ramp_end": 0.5,
 }  # fmt: skip
+
+prediction_distance = PredictionLoss()
 
 
 def network(layout="cascaded", k=1, **options):

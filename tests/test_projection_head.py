@@ -112,6 +112,8 @@ def test_gradient_descent_leaves_each_layer_its_root_of_the_weights(depth):
         layers = [layer - 0.05 * step for layer, step in zip(layers, steps)]
     best = spectral(spectral_solution(moment, positive), moment, positive)
     assert float(spectral(product(layers), moment, positive) - best) < 1e-10
+    for below, above in zip(layers, layers[1:]):  # a balanced start stays balanced
+        torch.testing.assert_close(below @ below.T, above.T @ above, atol=1e-8, rtol=0)
     # Layers 1..k to the power they have in a product of equals: w ** (k / L).
     held = [feature_weights(product(layers[:k]), features) for k in range(1, depth + 1)]
     for k, found in enumerate(held, 1):

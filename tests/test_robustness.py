@@ -58,10 +58,10 @@ def test_hits_among_the_first_predictions():
 def test_labels_of_a_kind_with_enough_confidence():
     top = torch.tensor([[7, 2], [3, 8], [0, 4], [7, 8], [5, 1], [0, 3]])
     sure = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5], [0.3, 0.1], [1.0, 0.0], [0.6, 0.4]])
-    found = label_association(top, sure, {"crime": [7, 8], "animal": [0]}, GROUPS, (0.0, 0.25))
+    found = label_association(top, sure, {"crime": [7, 8], "animal": [0]}, GROUPS, (0.0, 0.25, 0.5))
     assert found["crime"][0.0] == GroupRates(0.5, {"old": pytest.approx(2 / 3), "young": pytest.approx(1 / 3)})
     assert found["crime"][0.25].groups == {"old": pytest.approx(2 / 3), "young": 0}
-    assert found["animal"][0.0].overall == pytest.approx(1 / 3)
+    assert found["animal"][0.0].overall == found["animal"][0.5].overall == pytest.approx(1 / 3)  # 0.5 is enough
 
 
 def test_retrieval_is_the_double_loop():
@@ -83,6 +83,18 @@ def test_perfect_features_serve_all_groups_alike():
     attribute, known = torch.arange(6) % 3, torch.arange(30) % 3
     found = retrieval_precision(torch.eye(3)[attribute], torch.eye(3)[known], attribute, known, GROUPS, (1, 10))
     assert all(r.overall == 1 and r.gap == 0 for r in found.values())
+
+
+def test_who_is_in_which_group_does_not_change_the_overall_rates():
+    queries, database = torch.randn(6, 5, generator=rng()), torch.randn(20, 5, generator=rng(1))
+    attribute, known, top = torch.arange(6) % 3, torch.arange(20) % 3, torch.randint(9, (6, 2), generator=rng(2))
+
+    def every(groups):
+        found = retrieval_precision(queries, database, attribute, known, groups, (1, 4)) | label_association(top, top / 9, {"odd": [1, 3, 5]}, groups)["odd"]
+        return [rate.overall for rate in found.values()], [rate.groups for rate in found.values()]
+
+    (overall, by_group), (again, by_other) = every(GROUPS), every(["old"] * 3 + ["young"] * 3)
+    assert overall == pytest.approx(again) and by_group != by_other
 
 
 def test_corruptions_do_what_they_say():

@@ -29,8 +29,8 @@ Learn features without labels, as a YAML config says.
   python tools/train.py configs/msm_rooms.yaml optimizer.epochs=2 output=runs/try device=cpu
 
 Anything in the config can be set on the command line as key.sub=value. The run's folder
-(output=...) gets config.yaml, checkpoint.pt and TensorBoard files. Ctrl-C saves and stops;
---resume continues.
+(output=...) gets config.yaml, checkpoint.pt, TensorBoard files and at the end model.safetensors.
+Ctrl-C saves and stops; --resume continues.
 """
 
 

@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,9 +26,7 @@ from pcssl.image.datasets import ImageSource
 from pcssl.image.picture import Picture, resized
 from pcssl.image.settings import ImageData
 from pcssl.image.tokens import pooled
-from pcssl.models.checkpoints import load_state
-from pcssl.models.checkpoints.run import backbone_state
-from pcssl.models.checkpoints.weights import model_config
+from pcssl.models.checkpoints import ImageWeights, load_state, read_weights
 from pcssl.objectives.image import Embedder
 from pcssl.training.checkpoint import load_checkpoint
 
@@ -87,22 +85,26 @@ class ImageModel:
 
 
 def load_image_model(path: str | Path, device: torch.device | str = "cpu", with_head: bool = False) -> ImageModel:
-    """A checkpoint of a run on images. with_head: also the head; UserError if the method has none on whole images."""
-    content = load_checkpoint(path)
-    config = content["config"]
-    if config.get("kind") != "images":
+    """A model of images: the folder of a run, its model.safetensors or its checkpoint.pt, or a name, see `find_file`.
+
+    with_head: also the head, which checkpoint.pt alone has. UserError if the method has none on whole images, and for
+    a model that is missing, damaged or of scenes.
+    """
+    weights = read_weights(path)
+    if not isinstance(weights, ImageWeights):
         raise UserError(f"{path} was not trained on images; pcssl.load_model reads it")
-    model = model_config(config["model"], content["card"], Path(path))
-    backbone = model.build()
-    load_state(backbone, backbone_state(content), str(path))
-    size = max(view["size"] for view in config["objective"]["views"])
-    head = _projection_head(content, model.build(), path).to(device).eval() if with_head else None
-    card = content["card"] | {"step": content["step"]}
-    return ImageModel(backbone.to(device).eval(), model, config["data"]["channels"], size, card, head)
+    backbone = weights.model.build()
+    load_state(backbone, weights.state, str(path))
+    head = _projection_head(path, weights.model.build()).to(device).eval() if with_head else None
+    return ImageModel(backbone.to(device).eval(), weights.model, weights.channels, weights.size, weights.card, head)
 
 
-def _projection_head(content: dict[str, Any], backbone: nn.Module, path: str | Path) -> nn.Module:
-    """The head beside the backbone that a checkpoint offers for evaluation."""
+def _projection_head(path: str | Path, backbone: nn.Module) -> nn.Module:
+    """The head beside the backbone that a run offers for evaluation."""
+    path = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} holds the backbone alone; for probe.layers name the checkpoint.pt of its run")
+    content = load_checkpoint(path)
     options = dict(content["config"]["objective"])
     name, data = options.pop("name"), from_dict(content["config"]["data"], ImageData, str(path))
     objective = component("objective", name, **options).build(backbone, data, content["total_steps"])
@@ -244,10 +246,15 @@ def _batches(
                 if said is not None:  # the same on every machine, wherever the files lie
                     said.update(f"{picture.label} {tuple(picture.pixels.shape)} {float(picture.pixels.double().sum()):.6g} ".encode())
         except (UserError, ValueError, OSError) as error:
-            print(f"probe: left out image {i} ({pictures.names[i]}): {error}", file=sys.stderr)
+            _say(f"probe: left out image {i} ({pictures.names[i]}): {error}")
         if len(values) == BATCH or (values and i == rows[-1]):
             yield torch.stack(values), torch.tensor(labels)
             values, labels = [], []
+
+
+@cache  # once an image: every source and corruption reads it again
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _spread(runs: list[float]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pcssl.errors import UserError
 from pcssl.evaluation.extraction import Progress, TiledFeatures
 from pcssl.evaluation.features import PointFeatures
 from pcssl.evaluation.memory import parse_bytes
-from pcssl.models.checkpoints import load_state, read_weights
+from pcssl.models.checkpoints import ImageWeights, load_state, read_weights
 from pcssl.tokens import Tokens
 from pcssl.training.trainer import pick_device
 
@@ -165,6 +165,8 @@ def load_model(name: str | Path, device: torch.device | str = "auto") -> Pretrai
     not fit (all are named). Nothing in the file is executed.
     """
     weights = read_weights(name)
+    if isinstance(weights, ImageWeights):
+        raise UserError(f"{name} was trained on images, not on scenes; pcssl.evaluation.load_image_model reads it")
     if weights.inputs not in INPUTS:
         raise UserError(f"{name} wants the inputs {weights.inputs!r}, this pcssl knows {', '.join(INPUTS)}; update pcssl")
     backbone = weights.model.build()

@@ -40,9 +40,12 @@ MYOW_VIEWS = (
 )
 
 
-def prediction_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over rows (B, D) of 2 - 2 cosine, which is the squared distance of unit vectors. No gradient to the target."""
-    return 2 - 2 * F.cosine_similarity(prediction.float(), target.detach().float(), dim=1).mean()
+class PredictionLoss(nn.Module):
+    """Mean of 2 - 2 cosine, which is the squared distance of unit vectors: BYOL's loss, of both of MYOW's terms."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(B, D) each, row i of both belonging together. The target gets no gradient."""
+        return 2 - 2 * F.cosine_similarity(prediction.float(), target.detach().float(), dim=1).mean()
 
 
 def myow_weight(step: int, warmup: int, ramp_end: int, weight: float) -> float:
@@ -111,7 +114,7 @@ class MYOWNetwork(nn.Module):
                 if hasattr(layer, "reset_parameters"):
                     layer.reset_parameters()
         self.predictor, self.mined_predictor = predictor, mined_predictor
-        self.miner, self.symmetric = ViewMiner(k), symmetric
+        self.miner, self.symmetric, self.loss = ViewMiner(k), symmetric, PredictionLoss()
 
     def augmented_loss(self, a: Tensor, b: Tensor) -> Tensor:
         """BYOL between two views (B, ...) of the same images: b predicted from a and, when symmetric, a from b."""
@@ -120,7 +123,7 @@ class MYOWNetwork(nn.Module):
         with torch.no_grad():
             wanted = [target.projector(target.encoder(x)) for _, x in ways]
         found = [self.predictor(self.online.projector(self.online.encoder(x))) for x, _ in ways]
-        return sum(prediction_distance(p, t) for p, t in zip(found, wanted)) / len(ways)
+        return sum(self.loss(p, t) for p, t in zip(found, wanted)) / len(ways)
 
     def mined_loss(self, x: Tensor, pool: Tensor, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Anchors (B, ...) against their neighbours in a pool (L, ...). Returns the loss and the mined rows (B,)."""
@@ -129,7 +132,7 @@ class MYOWNetwork(nn.Module):
             candidates = self.target.network.encoder(pool)
             rows = self.miner(y, candidates, exclude)
             wanted = self.target.network.mined(candidates[rows])
-        return prediction_distance(self.mined_predictor(self.online.mined(y)), wanted), rows
+        return self.loss(self.mined_predictor(self.online.mined(y)), wanted), rows
 
 
 @dataclass(frozen=True)

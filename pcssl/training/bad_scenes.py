@@ -49,7 +49,7 @@ class BadScenes:
             more = f"; and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
             raise UserError(
                 f"{len(self)} of {self.scenes} training {self.item}s cannot be used, data.max_bad={self.fraction:g} allows "
-                f"{self.allowed}: {'; '.join(f'{self.item} {bad}' for bad in first)}{more}. Prepare them again, or allow more"
+                f"{self.allowed}: {'; '.join(f'{self.item} {bad}' for bad in first)}{more}. Mend them or take them out, or allow more"
             )
 
     def __str__(self) -> str:

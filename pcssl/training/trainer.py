@@ -168,9 +168,8 @@ def pretrain(config: RunConfig, scenes: Sequence[Scene], resume: bool = False, m
 
 
 def _export(checkpoint: Path) -> None:
-    """The network alone, as a file to use and to give away; of a run on scenes, that format knows no other."""
-    if load_checkpoint(checkpoint)["config"].get("kind", "scenes") == "scenes":
-        write_model(checkpoint.with_name(MODEL_FILE), read_weights(checkpoint))
+    """The network alone, as a file to use and to give away."""
+    write_model(checkpoint.with_name(MODEL_FILE), read_weights(checkpoint))
 
 
 def _keep_bad_batch(output: Path, step: int, batch: Any, numbers: dict[str, float], norm: float) -> Path:

@@ -18,14 +18,14 @@ from pcssl.models.checkpoints.files import read_file
 from pcssl.models.checkpoints.hub import find_file
 from pcssl.models.checkpoints.known import with_licence
 from pcssl.models.checkpoints.state import load_state
-from pcssl.models.checkpoints.weights import Weights
+from pcssl.models.checkpoints.weights import ImageWeights, Weights
 
 READERS = (sonata, msm)
 
-__all__ = ["READERS", "Weights", "find_file", "load_state", "read_file", "read_weights", "write_model"]
+__all__ = ["READERS", "ImageWeights", "Weights", "find_file", "load_state", "read_file", "read_weights", "write_model"]
 
 
-def read_weights(name: str | Path) -> Weights:
+def read_weights(name: str | Path) -> Weights | ImageWeights:
     """The weights of a model, see `find_file`; UserError if it cannot be read or no reader knows it."""
     path = find_file(name)
     content = read_file(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from safetensors.torch import save
 from pcssl.atomic import replacing
 from pcssl.config import Range, from_dict, to_dict
 from pcssl.errors import UserError
-from pcssl.models.checkpoints.weights import Weights, model_config, written_by
+from pcssl.models.checkpoints.weights import ImageWeights, Weights, model_config, written_by
 from pcssl.sparse.tensor import READING_MODES
 
 FORMAT = "pcssl-model-1"
@@ -29,12 +29,25 @@ class _Reading:
     mode: Literal[READING_MODES]
 
 
-def write_model(path: Path, weights: Weights) -> None:
+@dataclass(frozen=True)
+class _ImageReading:
+    """The same of a model of images, see `ImageWeights`."""
+
+    channels: Literal[1, 3]
+    size: Annotated[int, Range(1)]
+
+
+# What a file's `kind` says; files without one are of scenes.
+KINDS = {"scenes": (Weights, _Reading), "images": (ImageWeights, _ImageReading)}
+
+
+def write_model(path: Path, weights: Weights | ImageWeights) -> None:
     """Write the file; it appears under its name only when it is whole. UserError if it cannot be written."""
+    kind = next(name for name, (made, _) in KINDS.items() if isinstance(weights, made))
     section = to_dict(weights)["model"]
-    reading = {"voxel_size": weights.voxel_size, "inputs": weights.inputs, "mode": weights.mode}
+    reading = {field.name: getattr(weights, field.name) for field in fields(KINDS[kind][1])}
     parts = {"model": section, "reading": reading, "card": weights.card, "config": weights.config}
-    metadata = {"format": FORMAT, **{name: json.dumps(part) for name, part in parts.items()}}
+    metadata = {"format": FORMAT, "kind": kind, **{name: json.dumps(part) for name, part in parts.items()}}
     # Tensors that share memory would be refused.
     state = {name: x.detach().cpu().clone().contiguous() for name, x in weights.state.items()}
     try:
@@ -48,7 +61,7 @@ def matches(content: Mapping[str, Any], path: Path) -> bool:
     return str(content.get("metadata", {}).get("format", "")).startswith("pcssl-model-")
 
 
-def read(content: Mapping[str, Any], path: Path) -> Weights:
+def read(content: Mapping[str, Any], path: Path) -> Weights | ImageWeights:
     """What `write_model` wrote."""
     metadata = content["metadata"]
     if metadata["format"] != FORMAT:
@@ -57,9 +70,13 @@ def read(content: Mapping[str, Any], path: Path) -> Weights:
         section, reading, card, config = (json.loads(metadata[n]) for n in ("model", "reading", "card", "config"))
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: its header is damaged ({error})") from error
+    kind = metadata.get("kind", "scenes")
+    if kind not in KINDS:
+        raise UserError(f"{path} is a model of {kind}, this pcssl knows {', '.join(KINDS)}; update pcssl")
+    made, settings = KINDS[kind]
     try:
-        reading = from_dict(reading, _Reading, str(path))
+        reading = from_dict(reading, settings, str(path))
     except UserError as error:
         raise UserError(f"{error}{written_by(card)}") from error
     model = model_config(section, card, path)
-    return Weights(model, content["state_dict"], reading.voxel_size, reading.inputs, reading.mode, card, config)
+    return made(model, content["state_dict"], **vars(reading), card=card, config=config)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from pcssl.models.checkpoints.weights import Weights
+from pcssl.models.checkpoints.weights import ImageWeights, Weights
 
 CARD = "README.md"
 
@@ -39,7 +39,7 @@ KNOWN = {
 }
 
 
-def with_licence(weights: Weights, name: str, path: Path) -> Weights:
+def with_licence(weights: Weights | ImageWeights, name: str, path: Path) -> Weights | ImageWeights:
     """The licence that the card beside the file names, or else the table, joins the weights' card; it is also printed.
 
     name: as the model was asked for. path: of its file.

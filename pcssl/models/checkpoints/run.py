@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pcssl.errors import UserError
-from pcssl.models.checkpoints.weights import Weights, model_config
+from pcssl.models.checkpoints.weights import ImageWeights, Weights, model_config
 
 FORMAT = "pcssl-checkpoint-1"
 
@@ -18,18 +18,23 @@ def matches(content: Mapping[str, Any], path: Path) -> bool:
     return content.get("format") == FORMAT
 
 
-def read(content: Mapping[str, Any], path: Path) -> Weights:
+def read(content: Mapping[str, Any], path: Path) -> Weights | ImageWeights:
     """The network that the run offers for evaluation."""
-    if content.get("config", {}).get("kind") == "images":
-        raise UserError(f"{path} was trained on images, not on scenes; pcssl.evaluation.load_image_model reads it")
     try:
         config, card = content["config"], content["card"]
         card = {**card, "step": content["step"], "total_steps": content["total_steps"]}
-        section, voxel_size = config["model"], float(config["data"]["voxel_size"])
-        state = backbone_state(content)
+        section, data, state = config["model"], config["data"], backbone_state(content)
+        if config.get("kind") == "images":
+            made, reading = ImageWeights, {"channels": data["channels"], "size": _largest_view(config)}
+        else:
+            made, reading = Weights, {"voxel_size": float(data["voxel_size"])}
     except KeyError as error:
         raise UserError(f"{path} holds no {error}; it is not whole, or of another version of pcssl") from error
-    return Weights(model_config(section, card, path), state, voxel_size, card=card, config=config)
+    return made(model_config(section, card, path), state, **reading, card=card, config=config)
+
+
+def _largest_view(config: Mapping[str, Any]) -> int:
+    return max(view["size"] for view in config["objective"]["views"])
 
 
 def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:

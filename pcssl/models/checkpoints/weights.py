@@ -34,6 +34,18 @@ class Weights:
     config: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class ImageWeights:
+    """The same of a backbone of images. channels: 1 or 3, size: px a side, of the images it was trained on."""
+
+    model: ComponentConfig
+    state: dict[str, Tensor]
+    channels: int
+    size: int
+    card: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+
+
 def model_config(section: Mapping[str, Any], card: Mapping[str, Any], path: Path) -> ComponentConfig:
     """The backbone's config from a file's plain values; UserError says which version of pcssl wrote them."""
     options = {key: value for key, value in section.items() if key != "name"}
