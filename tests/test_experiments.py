@@ -1,6 +1,11 @@
 """Plans of runs: what is run, skipped and continued, and the table."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +57,30 @@ def test_runs_are_made_once_and_tabulated(plan, tmp_path, capsys):
     capsys.readouterr()
     assert main(["experiments", str(plan), "--dry-run"]) == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["full seed 1", "variant seed 1"]
+
+
+def test_runs_at_a_time_share_the_cores(plan, tmp_path, capsys, monkeypatch):
+    seen, real = [], subprocess.run
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: (seen.append(kwargs["env"]), real(*args, **kwargs))[1])
+    assert main(["experiments", str(plan), "--seeds", "0", "--jobs", "2"]) == 0
+    assert {p.stem for p in (tmp_path / "results").glob("*.json")} == {"full_seed0", "variant_seed0"}
+    assert [env["OMP_NUM_THREADS"] for env in seen] == ["3", "3"]
+    assert "| variant |" in capsys.readouterr().out
+    assert main(["experiments", str(plan), "--jobs", "0"]) == 2
+
+
+def test_ctrl_c_stops_all_runs_and_the_same_command_goes_on(plan, tmp_path):
+    plan.write_text(plan.read_text().replace("optimizer.epochs=1", "optimizer.epochs=400"))
+    command = [sys.executable, "-m", "pcssl", "experiments", str(plan), "--seeds", "0", "--jobs", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    logs = [tmp_path / "runs" / name / "seed0" / "log.txt" for name in ("full", "variant")]
+    while process.poll() is None and not all(log.exists() and "step " in log.read_text() for log in logs):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130 and "the same command goes on" in told
+    assert all("stopped; saved" in log.read_text() for log in logs) and not list((tmp_path / "results").glob("*.json"))
 
 
 def test_a_run_that_fails_is_named(plan, tmp_path, capsys):
@@ -130,8 +159,8 @@ def flat(value, prefix=""):
 
 def test_ablations_differ_from_their_base_in_one_line():
     plan = load_config(ROOT / "configs" / "plans" / "ablations.yaml", Plan, [])
-    folder = ROOT / "configs" / "ablations"
-    settings = {p.stem: flat(to_dict(load_config(p, TrainConfig, []))) for p in folder.glob("*.yaml")}
+    files = (ROOT / "configs" / "ablations").glob("*.yaml")
+    settings = {p.stem: flat(to_dict(load_config(p, TrainConfig, []))) for p in files}
     assert settings.keys() == {r.name for r in plan.runs}
     for r in plan.runs[1:]:
         text = (ROOT / "configs" / "plans" / r.config).read_text()
