@@ -34,19 +34,21 @@ test-spconv:
 sanitize: install
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow tests/test_sanitizers.py
 
-# The pictures of README.md and docs/visualization.md. ROOM, QUERY and MASKED: prepared scenes and a place; SCAN: the lounge.
+# The pictures of README.md and docs/visualization.md. ROOM, QUERY and MASKED: prepared scenes and a place; HIDING: a model
+# whose student has voxels hidden from it; SCAN: the lounge.
 CHECKPOINT ?= runs/msm_rooms/checkpoint.pt
 PROBE ?= configs/data/rooms.yaml
 ROOM ?= data/rooms/val/scene0052_00
 QUERY ?= 3.4,0.88,0.73
 MASKED ?= data/rooms/val/scene0050_00
-DRAW = $(BIN)/python tools/visualize.py --checkpoint $(CHECKPOINT)
+HIDING ?= runs/ablations/full/seed0/checkpoint.pt
+DRAW = $(BIN)/python tools/visualize.py
 FOUR = --probe $(PROBE) --mode input,pca,similarity,predictions
 
 pictures: install
-	$(DRAW) $(ROOM) $(FOUR) --query $(QUERY) --out docs/pictures/room.jpg
-	$(DRAW) $(MASKED) --mode input,student,targets --across 3 --width 1200 --out docs/pictures/masked.jpg
-	test -z "$(SCAN)" || $(DRAW) "$(SCAN)" $(FOUR) --out docs/pictures/lounge.jpg
+	$(DRAW) --checkpoint $(CHECKPOINT) $(ROOM) $(FOUR) --query $(QUERY) --out docs/pictures/room.jpg
+	$(DRAW) --checkpoint $(HIDING) $(MASKED) --mode input,student,targets --across 3 --width 1200 --out docs/pictures/masked.jpg
+	test -z "$(SCAN)" || $(DRAW) --checkpoint $(CHECKPOINT) "$(SCAN)" $(FOUR) --out docs/pictures/lounge.jpg
 
 lint: install
 	$(BIN)/ruff check .
