@@ -47,7 +47,7 @@ FOUR = --probe $(PROBE) --mode input,pca,similarity,predictions
 
 pictures: install
 	$(DRAW) --checkpoint $(CHECKPOINT) $(ROOM) $(FOUR) --query $(QUERY) --out docs/pictures/room.jpg
-	$(DRAW) --checkpoint $(HIDING) $(MASKED) --mode input,student,targets --across 3 --width 1200 --out docs/pictures/masked.jpg
+	test ! -f "$(HIDING)" || $(DRAW) --checkpoint "$(HIDING)" $(MASKED) --mode input,student,targets --across 3 --width 1200 --out docs/pictures/masked.jpg
 	test -z "$(SCAN)" || $(DRAW) --checkpoint $(CHECKPOINT) "$(SCAN)" $(FOUR) --out docs/pictures/lounge.jpg
 
 lint: install
