@@ -56,6 +56,17 @@ def batch_of(msm, seed=0, scenes=2):
     return msm.collate([sampler(room(i), torch.Generator().manual_seed(seed + i)) for i in range(scenes)])
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.4])
+def test_where_nothing_is_hidden_the_decoder_works_on_the_encoders_geometry(ratio):
+    """Whose neighbour maps are then there already; the crop is a part of the view."""
+    msm = objective(mask_ratio=ratio, crop=(0.5, 0.5)).eval()
+    batch, given, encode = batch_of(msm), [], msm.student.encode
+    msm.student.encode = lambda x: given.extend(encode(x)) or given
+    levels = msm.predict(batch)[0]
+    assert len(levels[0].features) == int(batch.crop.sum()) < len(batch.crop)
+    assert [a.geometry is b.geometry for a, b in zip(given, levels)] == [ratio == 0] * len(levels)
+
+
 def test_hidden_voxels_do_not_reach_the_student_encoder():
     """Other features, or other coordinates, at hidden voxels leave every encoder level as it is."""
     msm = objective().eval()

@@ -210,6 +210,16 @@ def test_masks_are_those_of_the_objective():
     assert len(shown[found.hidden].unique(dim=0)) == 1, "nothing of what is hidden"
 
 
+def test_where_nothing_is_hidden_the_student_is_asked_everywhere_in_its_crop():
+    found = mask_scene(objective(STILL, mask_ratio=0.0, crop=(0.5, 0.5)), room(0, 3000), seed=3)
+    assert not found.hidden.any() and all(torch.equal(asked, found.crop) for asked in found.asked[:1])
+    state = ViewState([Subject(room(0, 3000), masked=found)])
+    assert [name for name, _ in state.legend("masks").entries] == ["student sees", "outside its crop"]
+    assert [name for name, _ in state.legend("student").entries] == ["outside its crop"]
+    hiding = ViewState([Subject(room(0, 3000), masked=mask_scene(objective(STILL, crop=(0.5, 0.5)), room(0, 3000)))])
+    assert [name for name, _ in hiding.legend("masks").entries] == ["student sees", "hidden", "outside its crop"]
+
+
 def test_targets_are_the_teachers_features_on_the_other_view():
     msm = objective(STILL)
     scene = room(1, 800)

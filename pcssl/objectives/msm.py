@@ -264,13 +264,12 @@ class MSM(Objective):
 
         out: dict[str, Tensor] = {}
         losses = []
-        hidden_only = self.config.loss_voxels == "hidden" and self.config.mask_ratio > 0
         for i, (prediction, target) in enumerate(zip(predictions, targets)):
             out[f"std/level{i}"] = feature_std(some(target.features))
             out[f"std_student/level{i}"] = feature_std(some(prediction.features))
             if self.config.loss_levels == "finest" and i > 0:
                 continue
-            rows = torch.nonzero(~seen[i])[:, 0] if hidden_only else torch.arange(len(seen[i]), device=seen[i].device)
+            rows = torch.nonzero(self.asked(seen[i]))[:, 0]
             found, wanted = self._targets(prediction, rows, crop_origin[i], target, whole_origin[i])
             out[f"matched/level{i}"] = found.float().mean() if len(rows) else found.new_zeros((), dtype=torch.float)
             if len(wanted):
@@ -290,8 +289,9 @@ class MSM(Objective):
     def predict(self, batch: MSMBatch) -> tuple[list[SparseTensor], list[Tensor]]:
         """The student's decoder levels on the crop, finest first, and per level (n,) bool: was encoded."""
         visible = batch.crop & ~batch.hidden
-        encoded = self.student.encode(SparseTensor(batch.features[visible], Geometry(batch.coords[visible])))
-        if visible.all():
+        given = Geometry(batch.coords[visible], ascending=True)
+        encoded = self.student.encode(SparseTensor(batch.features[visible], given))
+        if visible[batch.crop].all():  # nothing hidden: both are the same voxels
             geometries = [level.geometry for level in encoded]
         else:
             geometries = [Geometry(batch.coords[batch.crop], ascending=True)]
@@ -300,6 +300,11 @@ class MSM(Objective):
         tokens = [self._token(i) for i in range(len(encoded))]
         seen = level_marks(geometries[0], visible[batch.crop], len(encoded))
         return self.student.decode(encoded, geometries, tokens), seen
+
+    def asked(self, seen: Tensor) -> Tensor:
+        """(n,) bool, at which voxels of the student the loss is taken, of (n,) bool, which were encoded."""
+        hidden_only = self.config.loss_voxels == "hidden" and self.config.mask_ratio > 0
+        return ~seen if hidden_only else torch.ones_like(seen)
 
     def _token(self, level: int) -> Tensor:
         if str(level) in self.tokens:

@@ -112,7 +112,10 @@ def mask_colors(crop: Tensor, hidden: Tensor) -> Tensor:
     return _choose(torch.where(crop, hidden.long(), 2), (SEEN, HIDDEN, OUTSIDE))
 
 
-MASK_LEGEND = Swatches((("student sees", SEEN), ("hidden", HIDDEN), ("outside its crop", OUTSIDE)))
+def mask_legend(crop: Tensor, hidden: Tensor) -> Swatches:
+    """What the colours of `mask_colors` mean, of those that there are."""
+    parts = (("student sees", SEEN, crop & ~hidden), ("hidden", HIDDEN, crop & hidden), ("outside its crop", OUTSIDE, ~crop))
+    return Swatches(tuple((name, color) for name, color, points in parts if points.any()))
 
 
 def faded(colors: Tensor, keep: Tensor, part: float = 0.75) -> Tensor:

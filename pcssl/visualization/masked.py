@@ -61,16 +61,16 @@ def mask_scene(objective: MSM, scene: Scene, seed: int = 0) -> MaskedScene:
     color = ((sample.views[0].features[voxel, :3] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     targets, asked = [], []
-    for places, features, unseen, stride in _levels(objective, batch):
+    for places, features, wanted, stride in _levels(objective, batch):
         row, there = _nearest(places[0], scene.coord, edge * stride)
-        asked.append(unseen[row] & there & crop)
+        asked.append(wanted[row] & there & crop)
         row, there = _nearest(places[1], scene.coord, edge * stride)
         targets.append(torch.where(there[:, None], features[row], torch.nan))
     return MaskedScene(crop, hidden, color, targets, asked)
 
 
 def _levels(objective: MSM, batch: MSMBatch) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor, Tensor, int]]:
-    """Per level: places of the student's and of the teacher's voxels, teacher features, what the student lacks, stride."""
+    """Per level: places of the student's and of the teacher's voxels, teacher features, where the student is asked, stride."""
     shown = slice(None) if objective.config.teacher_view == "whole" else batch.crop
     whole = Geometry(batch.coords[shown])
     targets = objective.teacher(SparseTensor(batch.features[shown], whole))
@@ -80,7 +80,7 @@ def _levels(objective: MSM, batch: MSMBatch) -> Iterator[tuple[tuple[Tensor, Ten
     for level, (prediction, target) in enumerate(zip(predictions, targets)):
         first, second = prediction.batch == 0, target.batch == 1
         places = mine[level][first].cpu(), theirs[level][second].cpu()
-        yield places, target.features[second].float().cpu(), ~seen[level][first].cpu(), target.stride
+        yield places, target.features[second].float().cpu(), objective.asked(seen[level][first]).cpu(), target.stride
 
 
 def _nearest(places: Tensor, coord: Tensor, edge: float) -> tuple[Tensor, Tensor]:

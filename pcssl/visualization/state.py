@@ -15,8 +15,8 @@ from pcssl.data.datasets import distinct_colors
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.visualization.colors import (
-    MASK_LEGEND,
     PALE,
+    SEEN,
     Classes,
     Legend,
     Scale,
@@ -25,6 +25,7 @@ from pcssl.visualization.colors import (
     faded,
     heat,
     mask_colors,
+    mask_legend,
     similarity,
 )
 from pcssl.visualization.masked import MaskedScene
@@ -182,9 +183,11 @@ class ViewState:
             return error_colors(labels, predictions)[1]
         if mode == "similarity":
             return self._scale
-        if mode == "student":
-            return Swatches(MASK_LEGEND.entries[1:])
-        return MASK_LEGEND if mode == "masks" else None
+        if mode in ("masks", "student"):
+            crop, hidden = (torch.cat([getattr(s.masked, k) for s in self.subjects]) for k in ("crop", "hidden"))
+            entries = mask_legend(crop, hidden).entries
+            return Swatches(entries if mode == "masks" else tuple(e for e in entries if e[1] != SEEN))
+        return None
 
     def _input(self, subject: Subject) -> Tensor:
         return subject.scene.color
