@@ -35,13 +35,13 @@ sanitize: install
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow tests/test_sanitizers.py
 
 # The pictures of README.md and docs/visualization.md. ROOM, QUERY and MASKED: prepared scenes and a place; HIDING: a model
-# whose student has voxels hidden from it; SCAN: the lounge.
+# whose student has voxels hidden from it and is asked there alone; SCAN: the lounge.
 CHECKPOINT ?= runs/msm_rooms/checkpoint.pt
 PROBE ?= configs/data/rooms.yaml
 ROOM ?= data/rooms/val/scene0052_00
 QUERY ?= 3.4,0.88,0.73
 MASKED ?= data/rooms/val/scene0050_00
-HIDING ?= runs/ablations/full/seed0/checkpoint.pt
+HIDING ?= runs/ablations/hidden_voxels/seed0/checkpoint.pt
 DRAW = $(BIN)/python tools/visualize.py
 FOUR = --probe $(PROBE) --mode input,pca,similarity,predictions
 
