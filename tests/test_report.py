@@ -166,3 +166,14 @@ def test_bars_are_as_long_as_their_values():
     short, long = sorted({int(r) for r in rows if r > 20})[:2]
     assert long == pytest.approx(2 * short, abs=3)
     assert bar_chart(["a"], {"x": [None]}, "nothing known").width == 900
+
+
+def test_single_values_are_ticks_where_bars_of_their_length_end():
+    def ends(color, **options):
+        image = np.asarray(bar_chart(["a"], {"x": [20.0]}, "", **options))[66:]  # below the legend
+        return np.flatnonzero((image == color).all(2).sum(0) > 12)
+
+    bar, (left, right) = ends((66, 106, 168), single=[[10.0, 40.0]]), np.split(ends((0, 0, 0), single=[[10.0, 40.0]]), 2)
+    begin, length = bar[0], bar[-1] - bar[0]
+    assert abs(left.mean() - begin - length / 2) < 2 and abs(right.mean() - begin - 2 * length) < 2
+    assert not ends((0, 0, 0)).size

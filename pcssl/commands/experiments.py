@@ -242,9 +242,10 @@ def report(plan: Plan, old: Sequence[Path] = ()) -> None:
         page.append(f"Made with other settings than the configs have now: {', '.join(path.stem for path in old)}.")
     write_text(Path(plan.results) / "README.md", "\n\n".join(page) + "\n")
     print("\n\n".join(page[1:]))
-    linear = {name: statistics.mean(scores["linear"].values()) for name, scores in found.items() if "linear" in scores}
+    linear = {name: list(scores["linear"].values()) for name, scores in found.items() if "linear" in scores}
     if linear:
-        image = bar_chart(list(linear), {"linear mIoU": list(linear.values())}, plan.title or "Experiments")
+        means = {"linear mIoU, mean and each seed": [statistics.mean(values) for values in linear.values()]}
+        image = bar_chart(list(linear), means, plan.title or "Experiments", single=list(linear.values()))
         save_png(Path(plan.results) / "scores.png", image)
 
 
