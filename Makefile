@@ -34,21 +34,21 @@ test-spconv:
 sanitize: install
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow tests/test_sanitizers.py
 
-# The pictures of README.md and docs/visualization.md. ROOM, QUERY and MASKED: prepared scenes and a place; HIDING: a model
-# whose student has voxels hidden from it and is asked there alone; SCAN: the lounge.
+# The pictures of README.md and docs/visualization.md. ROOM and QUERY: a prepared scene and a place in it; SCAN: the lounge;
+# HIDING: a model whose student has voxels hidden from it and is asked there alone.
 CHECKPOINT ?= runs/msm_rooms/checkpoint.pt
 PROBE ?= configs/data/rooms.yaml
 ROOM ?= data/rooms/val/scene0052_00
 QUERY ?= 3.4,0.88,0.73
-MASKED ?= data/rooms/val/scene0050_00
 HIDING ?= runs/ablations/hidden_voxels/seed0/checkpoint.pt
 DRAW = $(BIN)/python tools/visualize.py
 FOUR = --probe $(PROBE) --mode input,pca,similarity,predictions
 
 pictures: install
 	$(DRAW) --checkpoint $(CHECKPOINT) $(ROOM) $(FOUR) --query $(QUERY) --out docs/pictures/room.jpg
-	test ! -f "$(HIDING)" || $(DRAW) --checkpoint "$(HIDING)" $(MASKED) --mode input,student,targets --across 3 --width 1200 --out docs/pictures/masked.jpg
 	test -z "$(SCAN)" || $(DRAW) --checkpoint $(CHECKPOINT) "$(SCAN)" $(FOUR) --out docs/pictures/lounge.jpg
+	test -z "$(SCAN)" -o ! -f "$(HIDING)" || \
+	  $(DRAW) --checkpoint "$(HIDING)" "$(SCAN)" --mode input,views,student,targets --across 4 --width 1500 --out docs/pictures/masked.jpg
 
 lint: install
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from pcssl.errors import UserError
 from pcssl.sparse import Geometry, SparseTensor
 from pcssl.visualization import window as window_module
 from pcssl.visualization.browser import Browser, check_port, legend_html
-from pcssl.visualization.colors import HEAT, Classes, Scale, error_colors, faded, heat, similarity
+from pcssl.visualization.colors import HEAT, OUTSIDE, Classes, Scale, error_colors, faded, heat, similarity
 from pcssl.visualization.figure import draw_figure, legend_image
 from pcssl.visualization.masked import load_objective, mask_scene
 from pcssl.visualization.state import Subject, ViewState, first_hit
@@ -198,15 +198,15 @@ def test_masks_are_those_of_the_objective():
     # A point at the rim of its voxel may be nearer to its neighbour's middle.
     assert (found.hidden == sample.hidden[0][voxel]).double().mean() > 0.9
     same = found.hidden == sample.hidden[0][voxel]
-    assert (found.color[same].double() - scene.color[same].double()).abs().mean() < 60, "the mean colour of a voxel"
+    assert (found.color[0][same].double() - scene.color[same].double()).abs().mean() < 60, "the mean colour of a voxel"
     assert [len(targets) for targets in found.targets] == [3000] * 3
     assert [targets.shape[1] for targets in found.targets] == list(msm.student.channels)
     assert all(targets.isfinite().all() for targets in found.targets)
     assert (found.asked[0] == found.hidden).double().mean() > 0.99 and 0.2 < found.asked[1].double().mean() < 0.8
     state = ViewState([Subject(scene, masked=found)])
-    assert state.modes == ("input", "masks", "student", "targets0", "targets1", "targets2")
+    assert state.modes == ("input", "views0", "views1", "masks", "student", "targets0", "targets1", "targets2")
     shown = state.colors("student")[0]
-    assert torch.equal(shown[~found.hidden], found.color[~found.hidden])
+    assert torch.equal(shown[~found.hidden], found.color[0][~found.hidden])
     assert len(shown[found.hidden].unique(dim=0)) == 1, "nothing of what is hidden"
 
 
@@ -218,6 +218,24 @@ def test_where_nothing_is_hidden_the_student_is_asked_everywhere_in_its_crop():
     assert [name for name, _ in state.legend("student").entries] == ["outside its crop"]
     hiding = ViewState([Subject(room(0, 3000), masked=mask_scene(objective(STILL, crop=(0.5, 0.5)), room(0, 3000)))])
     assert [name for name, _ in hiding.legend("masks").entries] == ["student sees", "hidden", "outside its crop"]
+
+
+def test_views_show_what_each_takes_of_the_scene():
+    scene = room(0, 3000)
+    msm = objective(STILL, max_voxels=200)
+    found = mask_scene(msm, scene, seed=3)
+    sample = msm.sampler()(scene, torch.Generator().manual_seed(3))
+    state = ViewState([Subject(scene, masked=found)])
+    for i, view in enumerate(sample.views):
+        shown = state.colors(f"views{i}")[0]
+        near = (scene.coord[:, None] - view.origin).norm(dim=2).amin(1) < 1.5 * msm.data.voxel_size
+        assert 0.05 < near.double().mean() < 0.95
+        assert torch.equal(shown[~found.taken[i]].unique(dim=0), torch.tensor([OUTSIDE], dtype=torch.uint8))
+        assert found.taken[i][near].all() and not (found.crop & ~found.taken[0]).any()
+        assert (shown[near].double() - scene.color[near].double()).abs().mean() < 60, "the mean colour of a voxel"
+        assert [name for name, _ in state.legend(f"views{i}").entries] == ["not in the view"]
+    whole = ViewState([Subject(scene, masked=mask_scene(objective(STILL), scene))])
+    assert whole.legend("views0") is None
 
 
 def test_targets_are_the_teachers_features_on_the_other_view():
@@ -320,7 +338,7 @@ def visualize(*arguments):
 
 def test_every_mode_of_a_prepared_scene(folder, tmp_path):
     scene, checkpoint = folder / "data/val/room2", folder / "out/checkpoint.pt"
-    modes = "input,pca,similarity,clusters,labels,predictions,errors,masks,student,targets"
+    modes = "input,pca,similarity,clusters,labels,predictions,errors,views,masks,student,targets"
     out = tmp_path / "new" / "all.png"
     more = ["--probe", folder / "data.yaml", "--query", 5, "--clusters", 3, "--across", 5, "--width", 500]
     assert visualize(scene, "--checkpoint", checkpoint, "--mode", modes, "--out", out, *more) == 0

@@ -28,7 +28,7 @@ from pcssl.visualization import save_picture
 from pcssl.visualization.colors import Classes
 from pcssl.visualization.figure import draw_figure
 from pcssl.visualization.masked import load_objective, mask_scene
-from pcssl.visualization.state import NEEDS, Subject, ViewState
+from pcssl.visualization.state import MANY, NEEDS, Subject, ViewState
 
 _DESCRIPTION = """\
 Show scenes and what features make of them, as a picture, a coloured PLY, in a window or in a browser.
@@ -44,6 +44,7 @@ A scan is any file that `pcssl extract` reads, or the folder of a prepared scene
   similarity   how like the features are to those of the point --query; a click moves it
   clusters     k-means clusters of the features
   labels, predictions, errors
+  views        the two augmented views of a training step: views0, views1
   masks        what Masked Scene Modeling hides from its student, in one draw (--seed)
   student      what the student sees of it
   targets      the teacher's features, a mode for every level: targets0, targets1, ...
@@ -170,7 +171,7 @@ def make_state(args: argparse.Namespace) -> ViewState:
 
 
 def _family(mode: str) -> str:
-    return "targets" if mode.startswith("targets") else mode
+    return next((family for family in MANY if mode.startswith(family)), mode)
 
 
 def _read(path: Path, args: argparse.Namespace) -> Scene:

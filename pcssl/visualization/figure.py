@@ -49,11 +49,17 @@ def draw_figure(
     return sheet
 
 
+TITLES = {
+    "pca": "features", "clusters": "k-means clusters",
+    "views0": "first view", "views1": "second view", "student": "student's view",
+}  # fmt: skip
+
+
 def title(mode: str) -> str:
     """A mode as a heading."""
     if mode.startswith("targets"):
         return f"targets, level {mode[len('targets') :]}"
-    return {"pca": "features", "student": "student's view", "clusters": "k-means clusters"}.get(mode, mode)
+    return TITLES.get(mode, mode)
 
 
 def legend_image(legend: Legend, width: int, font: ImageFont.FreeTypeFont) -> Image.Image:

@@ -24,15 +24,17 @@ from pcssl.training.settings import RunConfig
 class MaskedScene:
     """One draw of the objective's sampler, read at the points of the scene.
 
+    taken, color: per view (N,) bool, in the part of the scene that the view takes, and (N, 3) uint8, as its augmentation
+    made them.
     crop, hidden: (N,) bool, in the student's crop of the first view, and hidden in it.
-    color: (N, 3) uint8, as the first view's augmentation made them.
     targets: per level, finest first, (N, C) float32 of the teacher on the second view, NaN where it has none.
     asked: per level (N,) bool, where the student is to predict them.
     """
 
+    taken: list[Tensor]
+    color: list[Tensor]
     crop: Tensor
     hidden: Tensor
-    color: Tensor
     targets: list[Tensor]
     asked: list[Tensor]
 
@@ -56,9 +58,10 @@ def mask_scene(objective: MSM, scene: Scene, seed: int = 0) -> MaskedScene:
     sample = objective.sampler()(scene, torch.Generator().manual_seed(seed))
     batch = objective.collate([sample]).to(device)
     edge = objective.data.voxel_size
-    voxel, near = _nearest(sample.views[0].origin, scene.coord, edge)
-    crop, hidden = (part[voxel] & near for part in (sample.crop[0], sample.hidden[0]))
-    color = ((sample.views[0].features[voxel, :3] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    voxels, taken = zip(*(_nearest(view.origin, scene.coord, edge) for view in sample.views))
+    crop, hidden = (part[voxels[0]] & taken[0] for part in (sample.crop[0], sample.hidden[0]))
+    rgb = [view.features[voxel, :3] for view, voxel in zip(sample.views, voxels)]
+    color = [((c + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for c in rgb]
 
     targets, asked = [], []
     for places, features, wanted, stride in _levels(objective, batch):
@@ -66,7 +69,7 @@ def mask_scene(objective: MSM, scene: Scene, seed: int = 0) -> MaskedScene:
         asked.append(wanted[row] & there & crop)
         row, there = _nearest(places[1], scene.coord, edge * stride)
         targets.append(torch.where(there[:, None], features[row], torch.nan))
-    return MaskedScene(crop, hidden, color, targets, asked)
+    return MaskedScene(list(taken), color, crop, hidden, targets, asked)
 
 
 def _levels(objective: MSM, batch: MSMBatch) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor, Tensor, int]]:

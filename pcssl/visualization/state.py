@@ -15,6 +15,7 @@ from pcssl.data.datasets import distinct_colors
 from pcssl.data.scene import Scene
 from pcssl.errors import UserError
 from pcssl.visualization.colors import (
+    OUTSIDE,
     PALE,
     SEEN,
     Classes,
@@ -69,10 +70,13 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "labels": (("labels",), "labels, which a scan that is a prepared scene's folder or a PLY file can have"),
     "predictions": (("predictions",), "predictions: give --predictions or --probe"),
     "errors": (("labels", "predictions"), "labels in the scan, and predictions: give --predictions or --probe"),
+    "views": (("masked",), "a checkpoint of Masked Scene Modeling: give --checkpoint"),
     "masks": (("masked",), "a checkpoint of Masked Scene Modeling: give --checkpoint"),
     "student": (("masked",), "a checkpoint of Masked Scene Modeling: give --checkpoint"),
     "targets": (("masked",), "a checkpoint of Masked Scene Modeling: give --checkpoint"),
 }
+
+MANY = {"views": "color", "targets": "targets"}  # modes that stand for several, and what of a `MaskedScene` counts them
 
 
 class ViewState:
@@ -95,9 +99,9 @@ class ViewState:
         return all(getattr(subject, need) is not None for subject in self.subjects for need in NEEDS[name][0])
 
     def _expanded(self, name: str) -> tuple[str, ...]:
-        if name != "targets":
+        if name not in MANY:
             return (name,)
-        return tuple(f"targets{level}" for level in range(len(self.subjects[0].masked.targets)))
+        return tuple(f"{name}{i}" for i in range(len(getattr(self.subjects[0].masked, MANY[name]))))
 
     @staticmethod
     def _middle(coord: Tensor) -> int:
@@ -108,7 +112,7 @@ class ViewState:
     # ------------------------------------------------------------ what a user does
 
     def check_modes(self, names: Sequence[str]) -> list[str]:
-        """These modes, "targets" as one for every level. UserError for an unknown one, or one that lacks something."""
+        """These modes, "views" and "targets" as one for every view and level. UserError for an unknown one, or one that lacks something."""
         found = []
         for name in names:
             if name in self.modes:
@@ -171,6 +175,8 @@ class ViewState:
         mode = mode or self.mode
         if mode.startswith("targets"):
             return self._target_colors(int(mode[len("targets") :]))
+        if mode.startswith("views"):
+            return [self._view(subject.masked, int(mode[len("views") :])) for subject in self.subjects]
         return [getattr(self, f"_{mode}")(subject) for subject in self.subjects]
 
     def legend(self, mode: str | None = None) -> Legend:
@@ -183,6 +189,9 @@ class ViewState:
             return error_colors(labels, predictions)[1]
         if mode == "similarity":
             return self._scale
+        if mode.startswith("views"):
+            whole = all(bool(subject.masked.taken[int(mode[len("views") :])].all()) for subject in self.subjects)
+            return None if whole else Swatches((("not in the view", OUTSIDE),))
         if mode in ("masks", "student"):
             crop, hidden = (torch.cat([getattr(s.masked, k) for s in self.subjects]) for k in ("crop", "hidden"))
             entries = mask_legend(crop, hidden).entries
@@ -211,12 +220,16 @@ class ViewState:
     def _errors(self, subject: Subject) -> Tensor:
         return error_colors(subject.labels, subject.predictions)[0]
 
+    @staticmethod
+    def _view(masked: MaskedScene, i: int) -> Tensor:
+        return torch.where(masked.taken[i][:, None], masked.color[i], torch.tensor(OUTSIDE, dtype=torch.uint8))
+
     def _masks(self, subject: Subject) -> Tensor:
         return mask_colors(subject.masked.crop, subject.masked.hidden)
 
     def _student(self, subject: Subject) -> Tensor:
         seen = subject.masked.crop & ~subject.masked.hidden
-        return torch.where(seen[:, None], subject.masked.color, self._masks(subject))
+        return torch.where(seen[:, None], subject.masked.color[0], self._masks(subject))
 
     def _target_colors(self, level: int) -> list[Tensor]:
         """Paler where the student is not asked; light grey where the teacher's view has nothing."""
