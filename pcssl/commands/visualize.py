@@ -28,7 +28,7 @@ from pcssl.visualization import save_picture
 from pcssl.visualization.colors import Classes
 from pcssl.visualization.figure import draw_figure
 from pcssl.visualization.masked import load_objective, mask_scene
-from pcssl.visualization.state import MANY, NEEDS, Subject, ViewState
+from pcssl.visualization.state import NEEDS, Subject, ViewState, split_mode
 
 _DESCRIPTION = """\
 Show scenes and what features make of them, as a picture, a coloured PLY, in a window or in a browser.
@@ -127,7 +127,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.out and args.out.suffix.lower() == ".ply" and len(args.scans) > 1:
         raise UserError(f"--out {args.out}: a PLY holds one scan; there are {len(args.scans)}")
     for mode in args.mode.split(",") if args.mode else ():
-        if _family(mode) not in NEEDS:
+        if split_mode(mode)[0] not in NEEDS:
             raise UserError(f"no mode {mode!r}{did_you_mean(mode, NEEDS)}; known: {', '.join(NEEDS)}")
     if args.probe and not args.checkpoint:
         raise UserError("--probe needs --checkpoint: the probe is fitted on the model's features of other scenes")
@@ -149,7 +149,7 @@ def make_state(args: argparse.Namespace) -> ViewState:
     subjects = [Subject(_read(scan, args)) for scan in args.scans]
     device = pick_device(args.device)
     asked = None if args.window or args.browser or not args.mode else set(args.mode.split(","))
-    wanted = {need for mode in asked or NEEDS for need in NEEDS.get(_family(mode), ((), ""))[0]}
+    wanted = {need for mode in asked or NEEDS for need in NEEDS.get(split_mode(mode)[0], ((), ""))[0]}
     model = load_model(args.checkpoint, device) if args.checkpoint else None
     if args.features:
         for subject, path in zip(subjects, _one_each(args.features, args.scans, "--features", ".npz")):
@@ -168,10 +168,6 @@ def make_state(args: argparse.Namespace) -> ViewState:
     if args.checkpoint and "masked" in wanted:
         _mask(subjects, args, device, required=asked is not None)
     return ViewState(subjects, _covering(classes, subjects, args.label), args.clusters)
-
-
-def _family(mode: str) -> str:
-    return next((family for family in MANY if mode.startswith(family)), mode)
 
 
 def _read(path: Path, args: argparse.Namespace) -> Scene:

@@ -9,7 +9,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from pcssl.visualization.colors import HEAT, Legend, Scale, Swatches
 from pcssl.visualization.render import render_points
-from pcssl.visualization.state import ViewState
+from pcssl.visualization.state import ViewState, split_mode
 
 INK, FAINT = (40, 40, 40), (200, 200, 200)
 LETTERS = 56  # letter heights in the width: at 800 pixels text is 14 high
@@ -57,8 +57,9 @@ TITLES = {
 
 def title(mode: str) -> str:
     """A mode as a heading."""
-    if mode.startswith("targets"):
-        return f"targets, level {mode[len('targets') :]}"
+    name, level = split_mode(mode)
+    if name == "targets":
+        return f"targets, level {level}"
     return TITLES.get(mode, mode)
 
 

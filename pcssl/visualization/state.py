@@ -70,13 +70,16 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "labels": (("labels",), "labels, which a scan that is a prepared scene's folder or a PLY file can have"),
     "predictions": (("predictions",), "predictions: give --predictions or --probe"),
     "errors": (("labels", "predictions"), "labels in the scan, and predictions: give --predictions or --probe"),
-    "views": (("masked",), "a checkpoint of Masked Scene Modeling: give --checkpoint"),
-    "masks": (("masked",), "a checkpoint of Masked Scene Modeling: give --checkpoint"),
-    "student": (("masked",), "a checkpoint of Masked Scene Modeling: give --checkpoint"),
-    "targets": (("masked",), "a checkpoint of Masked Scene Modeling: give --checkpoint"),
+    **dict.fromkeys(("views", "masks", "student", "targets"), (("masked",), "a checkpoint of Masked Scene Modeling: give --checkpoint")),
 }
 
 MANY = {"views": "color", "targets": "targets"}  # modes that stand for several, and what of a `MaskedScene` counts them
+
+
+def split_mode(mode: str) -> tuple[str, int]:
+    """("targets", 2) of "targets2": the name in `NEEDS`, and which of several, 0 where there is one."""
+    name = mode.rstrip("0123456789")
+    return name, int(mode[len(name) :] or 0)
 
 
 class ViewState:
@@ -172,12 +175,12 @@ class ViewState:
 
     def colors(self, mode: str | None = None) -> list[Tensor]:
         """(N, 3) uint8 a scene, in a mode (default: the present one)."""
-        mode = mode or self.mode
-        if mode.startswith("targets"):
-            return self._target_colors(int(mode[len("targets") :]))
-        if mode.startswith("views"):
-            return [self._view(subject.masked, int(mode[len("views") :])) for subject in self.subjects]
-        return [getattr(self, f"_{mode}")(subject) for subject in self.subjects]
+        name, i = split_mode(mode or self.mode)
+        if name == "targets":
+            return self._target_colors(i)
+        if name == "views":
+            return [self._view(subject.masked, i) for subject in self.subjects]
+        return [getattr(self, f"_{name}")(subject) for subject in self.subjects]
 
     def legend(self, mode: str | None = None) -> Legend:
         """What the colours of a mode mean."""
@@ -189,8 +192,9 @@ class ViewState:
             return error_colors(labels, predictions)[1]
         if mode == "similarity":
             return self._scale
-        if mode.startswith("views"):
-            whole = all(bool(subject.masked.taken[int(mode[len("views") :])].all()) for subject in self.subjects)
+        name, i = split_mode(mode)
+        if name == "views":
+            whole = all(bool(subject.masked.taken[i].all()) for subject in self.subjects)
             return None if whole else Swatches((("not in the view", OUTSIDE),))
         if mode in ("masks", "student"):
             crop, hidden = (torch.cat([getattr(s.masked, k) for s in self.subjects]) for k in ("crop", "hidden"))
